@@ -1,0 +1,11 @@
+"""Federated learning on medical images: the helper package shared by the notebooks.
+
+Importing it is cheap: TensorFlow is loaded only by the rooms that need it.
+"""
+
+import os
+
+# Read once, when TensorFlow is loaded by whichever room comes first: warnings and errors only.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+__version__ = "0.1.0"
