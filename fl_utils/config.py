@@ -1,0 +1,86 @@
+"""The configuration of one run: every field checked, none silently ignored."""
+
+from typing import Any, Literal
+
+import pydantic
+
+Profile = Literal["smoke", "quick", "paper"]
+
+
+class ConfigError(ValueError):
+    """A field that does not exist, or a value that cannot be; names what was expected."""
+
+
+class ExperimentConfig(pydantic.BaseModel):
+    """One run. The fields follow DESIGN section 2, rule 7: the first six name the record.
+
+    A round is `client_epochs_per_round` passes over the pooled data (centralized), over a
+    hospital's own data (local), or over the data of each hospital of the cohort, then averaged (fedavg).
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    dataset: str
+    method: Literal["centralized", "local", "fedavg"]
+    partition: Literal["pooled", "iid"]
+    num_clients: int = pydantic.Field(ge=1, le=1000)
+    seed: int = pydantic.Field(ge=0)
+    profile: Profile
+
+    split: Literal["deduplicated", "published"] = "deduplicated"
+    image_size_px: int = pydantic.Field(default=64, ge=16, le=512)
+    num_images: int | None = pydantic.Field(default=None, ge=1)
+    model: Literal["seed_cnn", "residual_gn"] = "seed_cnn"
+    total_rounds: int = pydantic.Field(ge=1)
+    clients_per_round: int | None = pydantic.Field(default=None, ge=1)
+    client_epochs_per_round: int = pydantic.Field(default=1, ge=1)
+    client_batch_size: int = pydantic.Field(default=32, ge=1)
+    client_learning_rate: float = pydantic.Field(gt=0, allow_inf_nan=False)
+    client_momentum: float = pydantic.Field(default=0.9, ge=0, lt=1)
+    server_learning_rate: float = pydantic.Field(default=1.0, gt=0, allow_inf_nan=False)
+    augment: bool = True
+    class_weighting: bool = True
+
+    @pydantic.model_validator(mode="after")
+    def _fits_together(self):
+        if (self.method == "centralized") != (self.partition == "pooled"):
+            raise ValueError("partition 'pooled' belongs to method 'centralized', and only to it")
+        if self.method == "centralized" and self.num_clients != 1:
+            raise ValueError(f"a centralized run has num_clients 1, not {self.num_clients}")
+        if self.clients_per_round is not None:
+            if self.method != "fedavg":
+                raise ValueError("clients_per_round is for federated methods only")
+            if self.clients_per_round > self.num_clients:
+                raise ValueError(
+                    f"clients_per_round {self.clients_per_round} is more than num_clients {self.num_clients}"
+                )
+        return self
+
+    @property
+    def cohort_size(self) -> int:
+        """Clients that take part in one round."""
+        return self.clients_per_round or self.num_clients
+
+
+def make_config(**fields: Any) -> ExperimentConfig:
+    """Checks the fields and returns the configuration.
+
+    Raises:
+      ConfigError: a field is unknown, missing or out of range; the text names the field,
+        what was read and what was expected.
+    """
+    try:
+        return ExperimentConfig(**fields)
+    except pydantic.ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"]) or "config"
+            if problem["type"] == "extra_forbidden":
+                known = ", ".join(sorted(ExperimentConfig.model_fields))
+                lines.append(f"{name}: no such field; known fields are {known}")
+            elif problem["type"] == "missing":
+                lines.append(f"{name}: missing")
+            else:
+                read = "" if name == "config" else f" (read {problem['input']!r})"
+                lines.append(f"{name}: {problem['msg']}{read}")
+        raise ConfigError("The configuration is not usable:\n  " + "\n  ".join(lines)) from None
