@@ -1,0 +1,15 @@
+"""Phantoms: drawn stand-ins for brain MRI and chest X-ray, each lesion with its exact mask.
+
+They let the whole suite run without real data, and they are the only images of the suite whose
+lesions are known to the pixel, so saliency maps can be scored on them. They are not models of
+disease: nothing measured on them says anything about patients.
+
+Every image is a pure function of (one number drawn from `rng`, its index, `image_size_px`), so
+the first 50 of 100 images are the 50 of `num_images=50`, and the same anatomy comes back at
+another size (pixel noise excepted).
+"""
+
+from fl_utils.data.phantoms.brain import BRAIN_CLASSES, generate_brain
+from fl_utils.data.phantoms.chest import CHEST_CLASSES, generate_chest
+
+__all__ = ["BRAIN_CLASSES", "CHEST_CLASSES", "generate_brain", "generate_chest"]
