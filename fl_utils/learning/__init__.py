@@ -1,0 +1,1 @@
+"""Training: TFF's engine, federated algorithms, the centralized and local baselines, evaluation."""

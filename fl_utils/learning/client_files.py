@@ -1,0 +1,57 @@
+"""Each client's training data as raw files, which TFF's worker reads inside the graph.
+
+A dataset passed as an argument is serialised to the worker in every round; a file is written
+once. Raw bytes need no parsing: the images are one block of uint8, the labels one of int32.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def write_client_files(
+    folder: Path, images: np.ndarray, labels: np.ndarray, parts: Sequence[np.ndarray]
+) -> list[str]:
+    """Writes each client's images and labels, unless the same files are there already.
+
+    Args:
+      folder: e.g. `paths.cache_root() / "clients"`.
+      images: uint8 [N, H, W, C].
+      labels: int [N].
+      parts: index arrays, one a client.
+    Returns:
+      One path prefix a client for `algorithms.client_input`.
+    Raises:
+      ValueError: a client without examples, or images that are not uint8.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"images are {images.dtype} {images.shape}, expected uint8 [N, H, W, C].")
+    prefixes = []
+    for client, part in enumerate(parts):
+        if len(part) == 0:
+            raise ValueError(f"Hospital {client} has no training examples; use fewer hospitals or more images.")
+        pixels, classes = images[part].tobytes(), labels[part].astype("<i4").tobytes()
+        digest = hashlib.sha256(pixels + classes + repr(images.shape[1:]).encode()).hexdigest()[:24]
+        prefix = Path(folder) / digest
+        for suffix, content in ((".images", pixels), (".labels", classes)):
+            path = prefix.with_name(digest + suffix)
+            if not path.is_file() or path.stat().st_size != len(content):
+                _write_atomically(path, content)
+        prefixes.append(str(prefix.resolve()))  # the worker has a folder of its own
+    return prefixes
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

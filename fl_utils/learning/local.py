@@ -1,0 +1,210 @@
+"""What one hospital computes: plain TensorFlow, no `tff.*`.
+
+Centralized training, local-only training, the TFF simulation and any real deployment call
+the same functions. One pass is a pure function of (weights, images, labels, seed): the order
+of the examples and their augmentation come from stateless random operations.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalSettings:
+    """How a hospital trains.
+
+    Attributes:
+      batch_size: examples a gradient step; the last batch of an epoch may be smaller.
+      epochs: passes over the hospital's examples in one round.
+      learning_rate: of SGD.
+      momentum: of SGD, classical form v <- m v + g; w <- w - lr v.
+      augment: the augmentation's name: "none", "shift_rotate" or "shift_rotate_flip".
+    """
+
+    batch_size: int = 32
+    epochs: int = 1
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    augment: str = "none"
+
+
+def augment_batch(images: tf.Tensor, seed: tf.Tensor, kind: str) -> tf.Tensor:
+    """Small rotations, shifts, zooms and contrast changes, as a second exposure would give.
+
+    Args:
+      images: float32 [N, H, W, C] in [0, 1].
+      seed: int32 [2].
+      kind: "none", "shift_rotate", or "shift_rotate_flip" (left-right too; not for chest
+        X-rays, where the heart's side carries meaning).
+    Returns:
+      float32 [N, H, W, C] in [0, 1].
+    Raises:
+      ValueError: the kind is not known.
+    """
+    if kind == "none":
+        return images
+    if kind not in ("shift_rotate", "shift_rotate_flip"):
+        raise ValueError(f"Augmentation {kind!r} is not known; expected none, shift_rotate or shift_rotate_flip.")
+    shape = tf.shape(images)
+    number, height, width = shape[0], tf.cast(shape[1], tf.float32), tf.cast(shape[2], tf.float32)
+    # One draw of 7 numbers an image, uniform in [-1, 1].
+    draws = tf.unstack(tf.random.stateless_uniform([number, 7], seed, -1.0, 1.0), axis=1)
+    angle = draws[0] * (6.0 * math.pi / 180.0)
+    scale = 1.0 + 0.05 * draws[1]
+    shift_x, shift_y = 0.04 * width * draws[2], 0.04 * height * draws[3]
+    flip = tf.sign(draws[4]) if kind == "shift_rotate_flip" else tf.ones([number])
+    # Output (x, y) is read at input (a x + b y + c, d x + e y + f), about the image's centre.
+    cos, sin = tf.cos(angle) * scale, tf.sin(angle) * scale
+    centre_x, centre_y = (width - 1.0) / 2.0, (height - 1.0) / 2.0
+    a, b, d, e = cos * flip, -sin, sin * flip, cos
+    c = centre_x - a * centre_x - b * centre_y + shift_x
+    f = centre_y - d * centre_x - e * centre_y + shift_y
+    zero = tf.zeros([number])
+    images = tf.raw_ops.ImageProjectiveTransformV3(
+        images=images,
+        transforms=tf.stack([a, b, c, d, e, f, zero, zero], axis=1),
+        output_shape=shape[1:3],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="NEAREST",
+    )
+    contrast = (1.0 + 0.1 * draws[5])[:, None, None, None]
+    brightness = (0.05 * draws[6])[:, None, None, None]
+    return tf.clip_by_value((images - 0.5) * contrast + 0.5 + brightness, 0.0, 1.0)
+
+
+def example_order(num_examples: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """The order of one epoch: an int32 permutation of range(num_examples) from an int32 [2] seed."""
+    return tf.random.experimental.stateless_shuffle(tf.range(num_examples), seed)
+
+
+class LocalTrainer:
+    """Runs passes of SGD on one model; the model's variables are the working memory.
+
+    Args:
+      model: a Keras model that gives logits and has trainable weights only.
+      settings: how to train.
+    Raises:
+      ValueError: the model has weights that SGD does not train (BatchNorm statistics).
+    """
+
+    def __init__(self, model: keras.Model, settings: LocalSettings):
+        if model.non_trainable_weights:
+            names = ", ".join(weight.name for weight in model.non_trainable_weights[:4])
+            raise ValueError(
+                f"The model has weights that are not trained by gradients ({names}). Averaging or dropping "
+                "BatchNorm statistics silently changes the result; use GroupNorm."
+            )
+        self.model, self.settings = model, settings
+        self.variables = model.trainable_variables
+        self.momenta = [tf.Variable(tf.zeros(v.shape), trainable=False) for v in self.variables]
+
+    @tf.function(reduce_retracing=True)
+    def run(self, images: tf.Tensor, labels: tf.Tensor, class_weights: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """`settings.epochs` passes from the variables' present values.
+
+        Args:
+          images: uint8 [N, H, W, C].
+          labels: int32 [N], classes 0..K-1.
+          class_weights: float32 [K], the weight of each class in the loss.
+          seed: int32 [2]; the only source of randomness.
+        Returns:
+          The weighted training loss, float32 scalar: mean over all examples seen.
+        """
+        num_examples, batch_size = tf.shape(labels)[0], self.settings.batch_size
+        total = tf.constant(0.0)
+        for epoch in tf.range(self.settings.epochs):
+            epoch_seed = tf.random.experimental.stateless_fold_in(seed, epoch)
+            order = example_order(num_examples, epoch_seed)
+            for start in tf.range(0, num_examples, batch_size):
+                index = order[start : tf.minimum(start + batch_size, num_examples)]
+                batch = tf.cast(tf.gather(images, index), tf.float32) / 255.0
+                batch_seed = tf.random.experimental.stateless_fold_in(epoch_seed, start + 1)
+                batch = augment_batch(batch, batch_seed, self.settings.augment)
+                loss = self._step(batch, tf.gather(labels, index), class_weights)
+                total += loss * tf.cast(tf.size(index), tf.float32)
+        return total / tf.cast(num_examples * self.settings.epochs, tf.float32)
+
+    def _step(self, images, labels, class_weights):
+        with tf.GradientTape() as tape:
+            logits = self.model(images, training=True)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+            loss = tf.reduce_mean(losses * tf.gather(class_weights, labels))
+        gradients = tape.gradient(loss, self.variables)
+        for variable, momentum, gradient in zip(self.variables, self.momenta, gradients, strict=True):
+            # One fused pass over the memory; the dense layer alone is 8 MB.
+            tf.raw_ops.ResourceApplyMomentum(
+                var=variable.handle, accum=momentum.handle, grad=gradient,
+                lr=self.settings.learning_rate, momentum=self.settings.momentum,
+            )
+        return loss
+
+    def set_weights(self, weights: Sequence) -> None:
+        """Copies `weights` (one tensor a variable) into the model."""
+        for variable, weight in zip(self.variables, weights, strict=True):
+            variable.assign(weight)
+
+    def reset_momentum(self) -> None:
+        """Sets the momentum to zero, as at the start of each round at a client."""
+        for momentum in self.momenta:
+            momentum.assign(tf.zeros_like(momentum))
+
+
+def local_update(
+    trainer: LocalTrainer, weights: Sequence, images, labels, class_weights, seed
+) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+    """One client's part of a round: start at the global weights, train, return the change.
+
+    Args:
+      trainer: holds the model.
+      weights: the global model's, one tensor a variable.
+      images, labels, class_weights, seed: as in `LocalTrainer.run`.
+    Returns:
+      (model delta = global - local, one tensor a variable; number of examples, float32; training loss).
+      The sign makes the delta a gradient for the server optimizer.
+    Source: McMahan et al. 2017, arXiv:1602.05629, Algorithm 1, ClientUpdate.
+    """
+    trainer.set_weights(weights)
+    trainer.reset_momentum()
+    loss = trainer.run(images, labels, class_weights, seed)
+    delta = [tf.convert_to_tensor(w) - v for w, v in zip(weights, trainer.variables, strict=True)]
+    return delta, tf.cast(tf.shape(labels)[0], tf.float32), loss
+
+
+def class_weights(labels: np.ndarray, num_classes: int, *, enabled: bool = True) -> np.ndarray:
+    """Weights that make each class count alike: N / (K_present n_k); their mean over examples is 1.
+
+    Args:
+      labels: int [N].
+      num_classes: K.
+      enabled: False gives ones.
+    Returns:
+      float32 [K]; 0 for a class that is absent.
+    Source: the "balanced" heuristic of King and Zeng 2001, as in scikit-learn.
+    """
+    counts = np.bincount(labels, minlength=num_classes).astype(np.float64)
+    if not enabled:
+        return np.ones(num_classes, np.float32)
+    present = counts > 0
+    weights = np.zeros(num_classes)
+    weights[present] = counts.sum() / (present.sum() * counts[present])
+    return weights.astype(np.float32)
+
+
+def make_predictor(model: keras.Model, batch_size: int = 256) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from uint8 images [N, H, W, C] to class probabilities float32 [N, K]."""
+
+    @tf.function(reduce_retracing=True)
+    def probabilities(images):
+        return tf.nn.softmax(model(tf.cast(images, tf.float32) / 255.0, training=False))
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        parts = [probabilities(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+        return np.concatenate([part.numpy() for part in parts])
+
+    return predict

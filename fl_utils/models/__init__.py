@@ -1,0 +1,1 @@
+"""Model builders (floor 1)."""
