@@ -1,0 +1,1 @@
+"""Configuration to run record (floor 3)."""

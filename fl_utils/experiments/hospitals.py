@@ -1,0 +1,51 @@
+"""Who holds which images: the frozen test set, and every hospital's own train, validation and test part."""
+
+import dataclasses
+
+import numpy as np
+
+from fl_utils import seeding
+from fl_utils.config import ExperimentConfig
+from fl_utils.data.partition import iid_partition
+from fl_utils.data.splits import Split, make_split
+from fl_utils.data.types import ImageDataset
+
+# The test set is frozen: it does not change with a run's seed.
+SPLIT_SEED = 2026
+
+
+@dataclasses.dataclass(frozen=True)
+class Hospitals:
+    """One data set, shared out.
+
+    Attributes:
+      split: train, validation and test indices of the whole data set.
+      train, validation, test: one index array a hospital, into the data set; their unions are
+        the split's parts.
+    """
+
+    split: Split
+    train: list[np.ndarray]
+    validation: list[np.ndarray]
+    test: list[np.ndarray]
+
+
+def share_out(dataset: ImageDataset, config: ExperimentConfig) -> Hospitals:
+    """Splits the data set once, then shares each part out over the hospitals by the same rule.
+
+    Raises:
+      PartitionError: fewer images than hospitals in one of the parts.
+    """
+    split = make_split(dataset, kind=config.split, seed=SPLIT_SEED)
+    parts = {}
+    for name in ("train", "validation", "test"):
+        index = getattr(split, name)
+        if config.partition == "pooled":
+            parts[name] = [index]
+            continue
+        rng = seeding.generator(config.seed, "partition", config.num_clients, name)
+        shares = iid_partition(
+            dataset.labels[index], dataset.groups[index], num_clients=config.num_clients, rng=rng
+        )
+        parts[name] = [index[share] for share in shares]
+    return Hospitals(split, **parts)

@@ -1,0 +1,209 @@
+"""Which runs a notebook needs, by profile: the one place where sizes, rounds and seeds are set."""
+
+import dataclasses
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from fl_utils import records
+from fl_utils.config import ConfigError, ExperimentConfig, make_config
+from fl_utils.experiments.run import run
+from fl_utils.learning.errors import TrainingError
+from fl_utils.records import RunRecord
+
+#: The experiment of notebooks 01 and 02: both draw on the same records.
+CLASSIFICATION = "classification"
+TUNING = "tuning"
+#: Every method, model and data set is tuned over the same grid, with a seed of its own.
+LEARNING_RATES = (0.005, 0.015, 0.05)
+TUNING_SEED = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileSettings:
+    """How large a profile is.
+
+    Attributes:
+      seeds: of the reported runs.
+      image_size_px, num_images, client_batch_size: see `ExperimentConfig`.
+      pooled_epochs: by data set, passes of the centralized model; `equal_steps` derives the rest.
+      tuned: whether learning rates are tuned (else the fixed ones below are used).
+    """
+
+    seeds: tuple[int, ...]
+    image_size_px: int
+    pooled_epochs: dict[str, int]
+    client_batch_size: int = 16
+    num_images: int | None = None
+    tuned: bool = False
+
+
+PROFILES = {
+    "smoke": ProfileSettings((0, 1), 24, {"phantom_brain": 2, "phantom_chest": 2}, num_images=96),
+    "quick": ProfileSettings((0, 1, 2), 48, {"phantom_brain": 10, "phantom_chest": 8}, num_images=700),
+    "paper": ProfileSettings((0, 1, 2, 3, 4), 48, {"brain_mri": 12, "chest_xray": 5}, tuned=True),
+}
+#: Used where nothing is tuned (profiles on phantoms): good middle values, said so in the notebooks.
+FIXED_LEARNING_RATE = {"seed_cnn": 0.03, "residual_gn": 0.03}
+
+
+def settings_of(profile: str) -> ProfileSettings:
+    """The sizes of a profile.
+
+    Raises:
+      ConfigError: no such profile.
+    """
+    if profile not in PROFILES:
+        raise ConfigError(f"Profile {profile!r} is not known; expected one of {', '.join(PROFILES)}.")
+    return PROFILES[profile]
+
+
+def datasets_of(profile: str) -> tuple[str, ...]:
+    """The data sets of a profile: real ones for "paper", phantoms for the others."""
+    return tuple(settings_of(profile).pooled_epochs)
+
+
+def base_config(profile: str, dataset: str, **fields) -> ExperimentConfig:
+    """A configuration with the profile's sizes; `fields` adds and overrides.
+
+    Raises:
+      ConfigError: see `make_config`.
+    """
+    settings = settings_of(profile)
+    if dataset not in settings.pooled_epochs:
+        known = ", ".join(settings.pooled_epochs)
+        raise ConfigError(f"Profile {profile!r} has no data set {dataset!r}; it has {known}.")
+    method = fields.get("method")
+    fields = {"num_clients": 1 if method == "centralized" else 4} | fields
+    rounds, epochs = equal_steps(method, fields["num_clients"], settings.pooled_epochs[dataset])
+    fields = {
+        "dataset": dataset,
+        "profile": profile,
+        "image_size_px": settings.image_size_px,
+        "num_images": settings.num_images,
+        "total_rounds": rounds,
+        "client_epochs_per_round": epochs,
+        "client_batch_size": settings.client_batch_size,
+        "partition": "pooled" if method == "centralized" else "iid",
+        "seed": 0,
+        **fields,
+    }
+    fields.setdefault("client_learning_rate", FIXED_LEARNING_RATE[fields.get("model", "seed_cnn")])
+    return make_config(**fields)
+
+
+def equal_steps(method: str, num_clients: int, pooled_epochs: int) -> tuple[int, int]:
+    """Rounds and passes a round that give every model the same number of gradient steps one after another.
+
+    A hospital holds 1/C of the data, so C passes over its data are as many steps as one pass
+    over the pooled data: E passes pooled, E rounds of C passes alone, E C rounds of one pass federated.
+
+    Returns:
+      (total_rounds, client_epochs_per_round).
+    """
+    if method == "local":
+        return pooled_epochs, num_clients
+    return pooled_epochs * num_clients, 1
+
+
+def tuning_configs(profile: str, dataset: str, method: str, model: str = "seed_cnn") -> list[ExperimentConfig]:
+    """The runs that choose the learning rate of a method: one a rate, on the tuning seed."""
+    return [
+        base_config(
+            profile, dataset, method=method, model=model, seed=TUNING_SEED, client_learning_rate=learning_rate
+        )
+        for learning_rate in LEARNING_RATES
+    ]
+
+
+def validation_score(record: RunRecord) -> float:
+    """What selects: balanced accuracy on validation data at the best round, mean over models."""
+    curve = record.metrics.query("split == 'validation' and metric == 'balanced_accuracy'")
+    selected = record.environment["selected_round"]
+    at_best = [
+        curve.query("client == @client and round == @round_num")["value"].item()
+        for client, round_num in selected.items()
+    ]
+    return float(sum(at_best) / len(at_best))
+
+
+def tuned_learning_rate(profile: str, dataset: str, method: str, model: str = "seed_cnn", progress: bool = True) -> float:
+    """The learning rate with the best validation score; the fixed one where the profile does not tune.
+
+    Trains the tuning runs that are not there yet.
+    """
+    if not settings_of(profile).tuned:
+        return FIXED_LEARNING_RATE[model]
+    scores = {}
+    for config in tuning_configs(profile, dataset, method, model):
+        try:
+            scores[config.client_learning_rate] = validation_score(run(config, experiment=TUNING, progress=progress))
+        except TrainingError as error:
+            tqdm.write(f"{dataset} {method}: rate {config.client_learning_rate} is out, it diverged. {error}")
+    if not scores:
+        raise TrainingError(f"{dataset} {method} {model}: training diverged at every rate of {LEARNING_RATES}.")
+    return max(scores, key=scores.get)
+
+
+def configs_01(profile: str, dataset: str, progress: bool = True) -> list[ExperimentConfig]:
+    """Notebook 01: both models, trained on pooled data."""
+    return [
+        base_config(
+            profile, dataset, method="centralized", model=model, seed=seed,
+            client_learning_rate=tuned_learning_rate(profile, dataset, "centralized", model, progress),
+        )
+        for model in ("seed_cnn", "residual_gn")
+        for seed in settings_of(profile).seeds
+    ]
+
+
+def configs_02(profile: str, dataset: str, progress: bool = True) -> list[ExperimentConfig]:
+    """Notebook 02: centralized, each hospital alone, and federated; the main comparison comes first."""
+    rate = {
+        method: tuned_learning_rate(profile, dataset, method, progress=progress)
+        for method in ("centralized", "local", "fedavg")
+    }
+    methods = [{"method": method} for method in rate]
+    stages = [methods]
+    if dataset == "brain_mri":
+        # The split that others report, copies included.
+        stages.append([{**arm, "split": "published"} for arm in methods])
+    stages.append([{"method": "fedavg", "num_clients": 5}, {"method": "local", "num_clients": 5}])
+    # Cohort sampling: three of five hospitals a round.
+    stages.append([{"method": "fedavg", "num_clients": 5, "clients_per_round": 3}])
+    return [
+        base_config(profile, dataset, seed=seed, client_learning_rate=rate[arm["method"]], **arm)
+        for arms in stages
+        for seed in settings_of(profile).seeds
+        for arm in arms
+    ]
+
+
+def sweep(configs: list[ExperimentConfig], *, experiment: str = CLASSIFICATION, progress: bool = True) -> list[RunRecord]:
+    """Runs a list of configurations, or loads what is there; a killed sweep goes on where it was."""
+    bar = tqdm(configs, desc=experiment, unit="run", disable=not progress, leave=False)
+    return [run(config, experiment=experiment, progress=progress) for config in bar]
+
+
+def table_of(runs: list[RunRecord]) -> pd.DataFrame:
+    """All metrics of some records in one long table, with the configuration's fields as columns.
+
+    Returns:
+      Columns dataset, method, model, num_clients, cohort_size, split_kind, seed, selected_round,
+      then those of `records.METRIC_COLUMNS`. `selected_round` is that of the row's model.
+    """
+    tables = []
+    for record in runs:
+        config = record.config
+        selected = record.environment["selected_round"]
+        chosen = record.metrics["client"].map(selected)
+        tables.append(
+            record.metrics.assign(
+                dataset=config["dataset"], method=config["method"], model=config["model"],
+                num_clients=config["num_clients"], cohort_size=config["clients_per_round"] or config["num_clients"],
+                split_kind=config["split"], seed=config["seed"],
+                # A federation has one model: its hospitals' rows share its round.
+                selected_round=chosen.fillna(selected.get("all", float("nan"))).astype(int),
+            )
+        )
+    return pd.concat(tables, ignore_index=True)

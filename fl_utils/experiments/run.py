@@ -1,0 +1,151 @@
+"""One configuration to one record: load it if it is there, otherwise train, resuming what was begun."""
+
+import functools
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from fl_utils import paths, records
+from fl_utils.config import ExperimentConfig
+from fl_utils.data.load import load_dataset
+from fl_utils.data.types import DataError, ImageDataset
+from fl_utils.experiments.hospitals import Hospitals, share_out
+from fl_utils.records import RunRecord
+
+
+@functools.lru_cache(maxsize=2)
+def dataset_of(name: str, image_size_px: int, num_images: int | None) -> ImageDataset:
+    """The data set of a configuration; the last two are kept in memory."""
+    return load_dataset(name, image_size_px=image_size_px, num_images=num_images)
+
+
+def run(config: ExperimentConfig, *, experiment: str, progress: bool = True) -> RunRecord:
+    """The record of a configuration: loaded if it exists, otherwise trained and written.
+
+    A run that was killed goes on from its last checkpoint and ends with the same weights as an
+    uninterrupted one.
+
+    Args:
+      config: what to run.
+      experiment: folder of the record below `results/runs/` (or `results/<profile>/runs/`).
+      progress: show a bar with rounds, time left and the validation accuracy.
+    Raises:
+      DataError: there is no such record, and the images are not at hand to train it.
+      TrainingError, EngineError, RecordError: see there.
+    """
+    root = paths.runs_root(config.profile) / experiment
+    try:
+        dataset = dataset_of(config.dataset, config.image_size_px, config.num_images)
+    except DataError:
+        # A published record can be read without the images that it was made from.
+        record = records.find_record(root, config, None)
+        if record is None:
+            raise
+        return record
+    record = records.find_record(root, config, dataset.fingerprint)
+    return record or _train(config, dataset, root, progress)
+
+
+def _train(config: ExperimentConfig, dataset: ImageDataset, root: Path, progress: bool) -> RunRecord:
+    # TensorFlow is loaded only when something is trained: figures are redrawn without it.
+    from fl_utils.experiments.training import train_hospital_models
+
+    hospitals = share_out(dataset, config)
+    name = records.run_id(config, dataset.fingerprint)
+    checkpoints = paths.checkpoints_root() / name
+    models = config.num_clients if config.method == "local" else 1
+    start = time.monotonic()
+    with tqdm(
+        total=models * config.total_rounds, unit="round", desc=f"{config.dataset} {config.method} s{config.seed}",
+        disable=not progress, leave=False,
+    ) as bar:
+
+        def on_round(values: dict[str, float]) -> None:
+            bar.set_postfix_str(f"validation accuracy {values['accuracy']:.3f}")
+            bar.update()
+
+        results = train_hospital_models(config, dataset, hospitals, checkpoints, on_round)
+    duration_s = time.monotonic() - start
+    metrics = pd.concat([result.rows for _, result, _ in results], ignore_index=True)
+    predictions, final = [], []
+    for client, result, probabilities in results:
+        final += _final_rows(config, dataset, hospitals, client, result.best_round, probabilities)
+        predictions.append(_prediction_table(dataset, hospitals, client, probabilities))
+    record = records.write_record(
+        root,
+        config,
+        fingerprint=dataset.fingerprint,
+        metrics=pd.concat([metrics, pd.DataFrame(final, columns=records.METRIC_COLUMNS)], ignore_index=True),
+        predictions=pd.concat(predictions, ignore_index=True),
+        duration_s=duration_s,
+        facts=_facts(dataset, hospitals, results),
+    )
+    _keep_weights(name, results)
+    for path in checkpoints.glob("*.npz"):
+        path.unlink()
+    return record
+
+
+def _facts(dataset: ImageDataset, hospitals: Hospitals, results: list) -> dict:
+    counts = {
+        part: [np.bincount(dataset.labels[index], minlength=dataset.num_classes).tolist() for index in getattr(hospitals, part)]
+        for part in ("train", "validation", "test")
+    }
+    return {
+        "class_names": list(dataset.class_names),
+        "synthetic": dataset.synthetic,
+        "class_counts": counts,
+        "selected_round": {client: result.best_round for client, result, _ in results},
+        "num_parameters": int(sum(weight.size for weight in results[0][1].best_weights)),
+    }
+
+
+def _final_rows(config, dataset, hospitals: Hospitals, client: str, round_num: int, probabilities) -> list[tuple]:
+    """Every metric on the test set at the selected round; curves hold the few that are followed."""
+    from fl_utils.learning.evaluation import CURVE_METRICS, classification_metrics
+
+    test, leaked = hospitals.split.test, hospitals.split.test_leaked
+    rows = []
+    for split, index in (("test", test), ("test_without_copies", test[~leaked]), ("test_copies", test[leaked])):
+        if len(index) == 0 or (split != "test" and not leaked.any()):
+            continue
+        values = classification_metrics(dataset.labels[index], probabilities[index], dataset.class_names)
+        rows += [
+            (round_num, client, split, metric, value)
+            for metric, value in values.items()
+            if split != "test" or metric not in CURVE_METRICS
+        ]
+    return rows
+
+
+def _prediction_table(dataset: ImageDataset, hospitals: Hospitals, client: str, probabilities) -> pd.DataFrame:
+    test = hospitals.split.test
+    hospital = np.full(len(dataset), -1)
+    for number, index in enumerate(hospitals.test):
+        hospital[index] = number
+    table = pd.DataFrame(
+        {
+            "client": client,
+            "split": "test",
+            "example": test,
+            "group": dataset.groups[test],
+            "hospital": hospital[test],
+            "copy_in_train": hospitals.split.test_leaked.astype(int),
+            "label": dataset.labels[test],
+        }
+    )
+    return table.assign(**{f"p{k}": probabilities[test, k] for k in range(dataset.num_classes)})
+
+
+def _keep_weights(name: str, results: list) -> None:
+    """Keeps the selected weights in the cache, for the notebooks that look into the models."""
+    folder = paths.cache_root() / "models"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for client, result, _ in results:
+            np.savez(folder / f"{name}_{client}.npz", *result.best_weights)
+    except OSError as error:
+        tqdm.write(f"The selected weights of {name} were not kept in the cache: {error.strerror}.")
