@@ -41,7 +41,7 @@ class ProfileSettings:
 PROFILES = {
     "smoke": ProfileSettings((0, 1), 24, {"phantom_brain": 2, "phantom_chest": 2}, num_images=96),
     "quick": ProfileSettings((0, 1, 2), 48, {"phantom_brain": 10, "phantom_chest": 8}, num_images=700),
-    "paper": ProfileSettings((0, 1, 2, 3, 4), 48, {"brain_mri": 12, "chest_xray": 5}, tuned=True),
+    "paper": ProfileSettings((0, 1, 2, 3, 4), 48, {"brain_mri": 10, "chest_xray": 4}, tuned=True),
 }
 #: Used where nothing is tuned (profiles on phantoms): good middle values, said so in the notebooks.
 FIXED_LEARNING_RATE = {"seed_cnn": 0.03, "residual_gn": 0.03}

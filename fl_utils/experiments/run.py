@@ -1,6 +1,7 @@
 """One configuration to one record: load it if it is there, otherwise train, resuming what was begun."""
 
 import functools
+import os
 import time
 from pathlib import Path
 
@@ -46,6 +47,11 @@ def run(config: ExperimentConfig, *, experiment: str, progress: bool = True) -> 
             raise
         return record
     record = records.find_record(root, config, dataset.fingerprint)
+    if record is None and os.environ.get("FL_UTILS_NO_TRAINING"):
+        raise records.RecordError(
+            f"There is no record of {records.run_id(config, dataset.fingerprint)} in {root}, and this command does "
+            f"not train. Run `make reproduce PROFILE={config.profile}` to train it."
+        )
     return record or _train(config, dataset, root, progress)
 
 
