@@ -106,11 +106,14 @@ def equal_steps(method: str, num_clients: int, pooled_epochs: int) -> tuple[int,
     return pooled_epochs * num_clients, 1
 
 
-def tuning_configs(profile: str, dataset: str, method: str, model: str = "seed_cnn") -> list[ExperimentConfig]:
+def tuning_configs(
+    profile: str, dataset: str, method: str, model: str = "seed_cnn", augment: bool = True
+) -> list[ExperimentConfig]:
     """The runs that choose the learning rate of a method: one a rate, on the tuning seed."""
     return [
         base_config(
-            profile, dataset, method=method, model=model, seed=TUNING_SEED, client_learning_rate=learning_rate
+            profile, dataset, method=method, model=model, augment=augment, seed=TUNING_SEED,
+            client_learning_rate=learning_rate,
         )
         for learning_rate in LEARNING_RATES
     ]
@@ -127,22 +130,42 @@ def validation_score(record: RunRecord) -> float:
     return float(sum(at_best) / len(at_best))
 
 
-def tuned_learning_rate(profile: str, dataset: str, method: str, model: str = "seed_cnn", progress: bool = True) -> float:
-    """The learning rate with the best validation score; the fixed one where the profile does not tune.
+def tuned_augmentation(profile: str, dataset: str, progress: bool = True) -> bool:
+    """Whether augmentation pays at the profile's number of passes: chosen on the centralized seed CNN."""
+    if not settings_of(profile).tuned:
+        return False
+    best = {
+        augment: max(_tuning_scores(tuning_configs(profile, dataset, "centralized", augment=augment), progress).values())
+        for augment in (True, False)
+    }
+    return best[True] > best[False]
+
+
+def tuned(profile: str, dataset: str, method: str, model: str = "seed_cnn", progress: bool = True) -> dict:
+    """The settings with the best validation score; fixed ones where the profile does not tune.
 
     Trains the tuning runs that are not there yet.
+
+    Returns:
+      The fields client_learning_rate and augment of a configuration.
     """
+    augment = tuned_augmentation(profile, dataset, progress)
     if not settings_of(profile).tuned:
-        return FIXED_LEARNING_RATE[model]
+        return {"client_learning_rate": FIXED_LEARNING_RATE[model], "augment": augment}
+    scores = _tuning_scores(tuning_configs(profile, dataset, method, model, augment), progress)
+    return {"client_learning_rate": max(scores, key=scores.get), "augment": augment}
+
+
+def _tuning_scores(configs: list[ExperimentConfig], progress: bool) -> dict[float, float]:
     scores = {}
-    for config in tuning_configs(profile, dataset, method, model):
+    for config in configs:
         try:
             scores[config.client_learning_rate] = validation_score(run(config, experiment=TUNING, progress=progress))
         except TrainingError as error:
-            tqdm.write(f"{dataset} {method}: rate {config.client_learning_rate} is out, it diverged. {error}")
+            tqdm.write(f"{config.dataset} {config.method}: rate {config.client_learning_rate} is out. {error}")
     if not scores:
-        raise TrainingError(f"{dataset} {method} {model}: training diverged at every rate of {LEARNING_RATES}.")
-    return max(scores, key=scores.get)
+        raise TrainingError(f"{configs[0].dataset} {configs[0].method}: training diverged at each of {LEARNING_RATES}.")
+    return scores
 
 
 def configs_01(profile: str, dataset: str, progress: bool = True) -> list[ExperimentConfig]:
@@ -150,7 +173,7 @@ def configs_01(profile: str, dataset: str, progress: bool = True) -> list[Experi
     return [
         base_config(
             profile, dataset, method="centralized", model=model, seed=seed,
-            client_learning_rate=tuned_learning_rate(profile, dataset, "centralized", model, progress),
+            **tuned(profile, dataset, "centralized", model, progress),
         )
         for model in ("seed_cnn", "residual_gn")
         for seed in settings_of(profile).seeds
@@ -159,20 +182,20 @@ def configs_01(profile: str, dataset: str, progress: bool = True) -> list[Experi
 
 def configs_02(profile: str, dataset: str, progress: bool = True) -> list[ExperimentConfig]:
     """Notebook 02: centralized, each hospital alone, and federated; the main comparison comes first."""
-    rate = {
-        method: tuned_learning_rate(profile, dataset, method, progress=progress)
+    methods = [
+        {"method": method, **tuned(profile, dataset, method, progress=progress)}
         for method in ("centralized", "local", "fedavg")
-    }
-    methods = [{"method": method} for method in rate]
+    ]
+    federated, local = methods[2], methods[1]
     stages = [methods]
     if dataset == "brain_mri":
         # The split that others report, copies included.
         stages.append([{**arm, "split": "published"} for arm in methods])
-    stages.append([{"method": "fedavg", "num_clients": 5}, {"method": "local", "num_clients": 5}])
+    stages.append([{**federated, "num_clients": 5}, {**local, "num_clients": 5}])
     # Cohort sampling: three of five hospitals a round.
-    stages.append([{"method": "fedavg", "num_clients": 5, "clients_per_round": 3}])
+    stages.append([{**federated, "num_clients": 5, "clients_per_round": 3}])
     return [
-        base_config(profile, dataset, seed=seed, client_learning_rate=rate[arm["method"]], **arm)
+        base_config(profile, dataset, seed=seed, **arm)
         for arms in stages
         for seed in settings_of(profile).seeds
         for arm in arms
