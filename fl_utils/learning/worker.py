@@ -95,7 +95,7 @@ class Worker:
         constant_at = _find_once(binary, _LISTEN_EVERYWHERE)  # before the start: the file is large, then time is short
         self.log = log
         self.channel: grpc.Channel | None = None
-        self._folder = Path(tempfile.mkdtemp(prefix="tff_", dir=_short_temporary_folder()))  # mode 0700
+        self._folder = _new_socket_folder()
         self._port = _free_port()
         self._log_start = log.stat().st_size
         arguments = [str(binary), f"--port={self._port}",
@@ -205,9 +205,18 @@ def _channel_options() -> list[tuple[str, int]]:
             ("grpc.use_local_subchannel_pool", 1), ("fl_utils.worker", next(_WORKER_NUMBER))]
 
 
-def _short_temporary_folder() -> str:
-    folder = tempfile.gettempdir()
-    return folder if len(folder) < 70 else "/tmp"  # a socket's path holds at most 107 characters
+def _new_socket_folder() -> Path:
+    """A folder that only this user can open; those that killed processes left behind are removed after a day."""
+    root = Path(tempfile.gettempdir())
+    if len(str(root)) > 60:
+        root = Path("/tmp")  # the path of a socket holds at most 107 characters
+    for old in root.glob("fl_utils_worker_*_*"):
+        try:
+            if time.time() - old.stat().st_mtime > 86_400 and not Path(f"/proc/{old.name.split('_')[3]}").exists():
+                shutil.rmtree(old, ignore_errors=True)
+        except OSError:
+            pass
+    return Path(tempfile.mkdtemp(prefix=f"fl_utils_worker_{os.getpid()}_", dir=root))
 
 
 def _free_port() -> int:
