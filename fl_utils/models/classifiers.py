@@ -93,6 +93,23 @@ def build_residual_network(
     return keras.Model(image, logits, name="residual_gn")
 
 
+def build_softmax_regression(input_shape: tuple[int, int, int], num_classes: int, *, seed: int = 0) -> keras.Model:
+    """Softmax regression on the pixels: small enough to be written out in NumPy (`learning.reference`).
+
+    Parameters: (H W C + 1) K; 16,388 for input (64, 64, 1) and 4 classes. Starts at zero, so `seed`
+    does not matter. Gives logits.
+    """
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input(input_shape, name="image"),
+            layers.Flatten(name="flatten"),
+            layers.Dense(num_classes, kernel_initializer="zeros", name="logits"),
+        ],
+        name="softmax_regression",
+    )
+
+
 def _initializers(seed: int, he: bool = False):
     """One initializer a layer, each with its own seed: equal seeds would give equal draws."""
     make = keras.initializers.HeNormal if he else keras.initializers.GlorotUniform
@@ -102,7 +119,11 @@ def _initializers(seed: int, he: bool = False):
         layer += 1
 
 
-MODELS = {"seed_cnn": build_seed_cnn, "residual_gn": build_residual_network}
+MODELS = {
+    "seed_cnn": build_seed_cnn,
+    "residual_gn": build_residual_network,
+    "softmax_regression": build_softmax_regression,
+}
 
 
 def build_model(name: str, input_shape: tuple[int, int, int], num_classes: int, *, seed: int = 0) -> keras.Model:
