@@ -44,15 +44,22 @@ class ExperimentConfig(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _fits_together(self):
         if (self.method == "centralized") != (self.partition == "pooled"):
-            raise ValueError("partition 'pooled' belongs to method 'centralized', and only to it")
+            raise ValueError(
+                f"partition {self.partition!r} was given with method {self.method!r}; "
+                "'pooled' belongs to 'centralized', and only to it"
+            )
         if self.method == "centralized" and self.num_clients != 1:
-            raise ValueError(f"a centralized run has num_clients 1, not {self.num_clients}")
+            raise ValueError(f"num_clients {self.num_clients} was given with method 'centralized'; expected 1")
         if self.clients_per_round is not None:
             if self.method != "fedavg":
-                raise ValueError("clients_per_round is for federated methods only")
+                raise ValueError(
+                    f"clients_per_round {self.clients_per_round} was given with method {self.method!r}; "
+                    "it is for federated methods only: leave it out"
+                )
             if self.clients_per_round > self.num_clients:
                 raise ValueError(
-                    f"clients_per_round {self.clients_per_round} is more than num_clients {self.num_clients}"
+                    f"clients_per_round {self.clients_per_round} was given with num_clients {self.num_clients}; "
+                    "expected at most as many"
                 )
         return self
 
@@ -82,5 +89,5 @@ def make_config(**fields: Any) -> ExperimentConfig:
                 lines.append(f"{name}: missing")
             else:
                 read = "" if name == "config" else f" (read {problem['input']!r})"
-                lines.append(f"{name}: {problem['msg']}{read}")
+                lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}{read}")
         raise ConfigError("The configuration is not usable:\n  " + "\n  ".join(lines)) from None

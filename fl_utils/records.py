@@ -124,7 +124,7 @@ def write_record(
         "dataset_fingerprint": fingerprint,
         "duration_s": round(duration_s, 1),
     } | (facts or {})
-    temporary = None
+    temporary = replaced = None
     try:
         Path(root).mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=root))
@@ -135,7 +135,8 @@ def write_record(
         predictions.to_csv(temporary / "predictions.csv", index=False, float_format="%.5f")
         _write_json(temporary / "environment.json", environment)
         if final.exists():
-            shutil.rmtree(final)
+            # Moved aside first: deleting takes time, and what is killed meanwhile must not leave half a record.
+            final.rename(replaced := temporary.with_name(temporary.name + "-replaced"))
         temporary.rename(final)
     except OSError as error:
         raise RecordError(
@@ -144,8 +145,8 @@ def write_record(
             "the training itself resumes from its checkpoint."
         ) from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in filter(None, (temporary, replaced)):
+            shutil.rmtree(leftover, ignore_errors=True)
     return load_record(final)
 
 

@@ -56,7 +56,9 @@ def arm_label(config: dict) -> str:
 def probabilities(run: RunRecord) -> np.ndarray:
     """Test predictions of a run: float [models, N, K]; one model, or one a hospital for "local"."""
     columns = sorted((c for c in run.predictions if c[0] == "p" and c[1:].isdigit()), key=lambda c: int(c[1:]))
-    models = [table[columns].to_numpy() for _, table in run.predictions.groupby("client", sort=True)]
+    # By number: as text, hospital "10" would come before "2".
+    clients = sorted(run.predictions.groupby("client"), key=lambda item: (len(item[0]), item[0]))
+    models = [table[columns].to_numpy() for _, table in clients]
     return np.stack(models)
 
 
@@ -132,11 +134,13 @@ def claims(runs: Sequence[RunRecord], metric: str = "balanced_accuracy") -> pd.D
 
     "within 10 %": the ratio federated / centralized; it holds when the lower end of its 95 % bootstrap
     interval over patients is at least 0.9. "better than alone": the difference to each hospital alone,
-    mean over hospitals. p-values: paired t over seeds, Holm-corrected over the whole table.
+    mean over hospitals, where the same number of hospitals was trained alone. p-values: paired t over seeds, Holm-corrected over the whole table.
 
     Returns:
       One row a federated arm and claim: dataset, split, label, claim, estimate, low, high (bootstrap over
       patients), seed_low, seed_high (t over seeds, of the difference), p_value, p_holm, holds.
+    Raises:
+      ValueError: no federated run, none to compare it with, or other seeds or another test set there.
     """
     rows = []
     for members in arms(runs).values():
@@ -145,15 +149,27 @@ def claims(runs: Sequence[RunRecord], metric: str = "balanced_accuracy") -> pd.D
             continue
         shared = {name: config[name] for name in ("dataset", "split", "model")}
         rows.append(_claim(members, select(runs, method="centralized", **shared), "within 10 % of centralized", metric))
-        alone = select(runs, method="local", num_clients=config["num_clients"], **shared)
-        rows.append(_claim(members, alone, "better than a hospital alone", metric))
+        alone = [run for run in runs if run.config["method"] == "local" and run.config["num_clients"] == config["num_clients"]]
+        if alone:
+            alone = select(alone, **shared)
+            rows.append(_claim(members, alone, "better than a hospital alone", metric))
+    if not rows:
+        raise ValueError(f"None of {len(runs)} records is of a federated run.")
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table["p_value"]))
 
 
 def _claim(federated: Sequence[RunRecord], other: Sequence[RunRecord], claim: str, metric: str) -> dict:
+    seeds = [[run.config["seed"] for run in members] for members in (federated, other)]
+    if seeds[0] != seeds[1]:
+        raise ValueError(
+            f"{arm_label(federated[0].config)} has the seeds {seeds[0]}, {arm_label(other[0].config)} {seeds[1]}; "
+            "a paired comparison needs the same."
+        )
     pairs = paired_seed_test([score(run, metric) for run in federated], [score(run, metric) for run in other])
     ours, theirs = _Scorer(federated, metric), _Scorer(other, metric)
+    if not np.array_equal(ours.table["example"], theirs.table["example"]):
+        raise ValueError(f"{other[0].path.name} was judged on another test set than {federated[0].path.name}.")
     ratio = claim.startswith("within")
     interval = cluster_bootstrap(
         lambda index: ours(index) / theirs(index) if ratio else ours(index) - theirs(index),

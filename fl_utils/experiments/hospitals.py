@@ -6,7 +6,7 @@ import numpy as np
 
 from fl_utils import seeding
 from fl_utils.config import ExperimentConfig
-from fl_utils.data.partition import iid_partition
+from fl_utils.data.partition import PartitionError, iid_partition
 from fl_utils.data.splits import Split, make_split
 from fl_utils.data.types import ImageDataset
 
@@ -44,8 +44,12 @@ def share_out(dataset: ImageDataset, config: ExperimentConfig) -> Hospitals:
             parts[name] = [index]
             continue
         rng = seeding.generator(config.seed, "partition", config.num_clients, name)
-        shares = iid_partition(
-            dataset.labels[index], dataset.groups[index], num_clients=config.num_clients, rng=rng
-        )
+        try:
+            shares = iid_partition(
+                dataset.labels[index], dataset.groups[index], num_clients=config.num_clients, rng=rng
+            )
+        except PartitionError as error:
+            # The part is much smaller than the data set that the user knows.
+            raise PartitionError(f"{dataset.name}, {name} part: {error}") from None
         parts[name] = [index[share] for share in shares]
     return Hospitals(split, **parts)

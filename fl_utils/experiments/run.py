@@ -23,7 +23,9 @@ def dataset_of(name: str, image_size_px: int, num_images: int | None) -> ImageDa
     return load_dataset(name, image_size_px=image_size_px, num_images=num_images)
 
 
-def run(config: ExperimentConfig, *, experiment: str, progress: bool = True) -> RunRecord:
+def run(
+    config: ExperimentConfig, *, experiment: str, progress: bool = True, checkpoint_interval_s: float = 20.0
+) -> RunRecord:
     """The record of a configuration: loaded if it exists, otherwise trained and written.
 
     A run that was killed goes on from its last checkpoint and ends with the same weights as an
@@ -33,9 +35,10 @@ def run(config: ExperimentConfig, *, experiment: str, progress: bool = True) -> 
       config: what to run.
       experiment: folder of the record below `results/runs/` (or `results/<profile>/runs/`).
       progress: show a bar with rounds, time left and the validation accuracy.
+      checkpoint_interval_s: time between saves of an unfinished run; 0 saves after each round.
     Raises:
       DataError: there is no such record, and the images are not at hand to train it.
-      TrainingError, EngineError, RecordError: see there.
+      TrainingError, CacheError, EngineError, RecordError: see there.
     """
     root = paths.runs_root(config.profile) / experiment
     try:
@@ -52,10 +55,12 @@ def run(config: ExperimentConfig, *, experiment: str, progress: bool = True) -> 
             f"There is no record of {records.run_id(config, dataset.fingerprint)} in {root}, and this command does "
             f"not train. Run `make reproduce PROFILE={config.profile}` to train it."
         )
-    return record or _train(config, dataset, root, progress)
+    return record or _train(config, dataset, root, progress, checkpoint_interval_s)
 
 
-def _train(config: ExperimentConfig, dataset: ImageDataset, root: Path, progress: bool) -> RunRecord:
+def _train(
+    config: ExperimentConfig, dataset: ImageDataset, root: Path, progress: bool, checkpoint_interval_s: float
+) -> RunRecord:
     # TensorFlow is loaded only when something is trained: figures are redrawn without it.
     from fl_utils.experiments.training import train_hospital_models
 
@@ -73,7 +78,9 @@ def _train(config: ExperimentConfig, dataset: ImageDataset, root: Path, progress
             bar.set_postfix_str(f"validation accuracy {values['accuracy']:.3f}")
             bar.update()
 
-        results = train_hospital_models(config, dataset, hospitals, checkpoints, on_round)
+        results = train_hospital_models(
+            config, dataset, hospitals, checkpoints, on_round, checkpoint_interval_s=checkpoint_interval_s
+        )
     duration_s = time.monotonic() - start
     metrics = pd.concat([result.rows for _, result, _ in results], ignore_index=True)
     predictions, final = [], []

@@ -25,6 +25,8 @@ def train_hospital_models(
     hospitals: Hospitals,
     checkpoints: Path,
     on_round: Callable[[dict[str, float]], None],
+    *,
+    checkpoint_interval_s: float = 20.0,
 ) -> list[Result]:
     """Trains the one global model, or one model a hospital for method "local".
 
@@ -34,6 +36,7 @@ def train_hospital_models(
       hospitals: who holds which.
       checkpoints: folder for the states of unfinished models.
       on_round: called after each round with the validation metrics.
+      checkpoint_interval_s: time between saves.
     Returns:
       For each model (client name, training result, class probabilities float32 [N, K] of the
       selected weights; rows outside validation and test are zero).
@@ -42,10 +45,15 @@ def train_hospital_models(
         names = [str(client) for client in range(config.num_clients)]
     else:
         names = ["all"]
-    return [_train_one(config, dataset, hospitals, name, checkpoints / f"{name}.npz", on_round) for name in names]
+    return [
+        _train_one(config, dataset, hospitals, name, checkpoints / f"{name}.npz", on_round, checkpoint_interval_s)
+        for name in names
+    ]
 
 
-def _train_one(config, dataset, hospitals: Hospitals, name: str, checkpoint: Path, on_round) -> Result:
+def _train_one(
+    config, dataset, hospitals: Hospitals, name: str, checkpoint: Path, on_round, checkpoint_interval_s: float
+) -> Result:
     judge = Judge(_new_model(config, dataset), dataset.images, dataset.labels, _views(hospitals, name, config))
     done_before = 0
     learner = _federated(config, dataset, hospitals) if config.method == "fedavg" else _alone(
@@ -59,7 +67,8 @@ def _train_one(config, dataset, hospitals: Hospitals, name: str, checkpoint: Pat
         done_before = round_num
 
     result = run_rounds(
-        learner, judge, total_rounds=config.total_rounds, checkpoint=checkpoint, on_round=report
+        learner, judge, total_rounds=config.total_rounds, checkpoint=checkpoint,
+        checkpoint_interval_s=checkpoint_interval_s, on_round=report,
     )
     return name, result, judge.predict(result.best_weights)
 

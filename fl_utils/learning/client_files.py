@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fl_utils.learning.errors import CacheError
+
 
 def write_client_files(
     folder: Path, images: np.ndarray, labels: np.ndarray, parts: Sequence[np.ndarray]
@@ -27,6 +29,7 @@ def write_client_files(
       One path prefix a client for `algorithms.client_input`.
     Raises:
       ValueError: a client without examples, or images that are not uint8.
+      CacheError: the disk is full or the folder cannot be written; no half file is left.
     """
     if images.dtype != np.uint8 or images.ndim != 4:
         raise ValueError(f"images are {images.dtype} {images.shape}, expected uint8 [N, H, W, C].")
@@ -46,12 +49,15 @@ def write_client_files(
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise CacheError(path, error) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +18,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from fl_utils.learning.errors import TrainingError
+from fl_utils.learning.errors import CacheError, TrainingError
 from fl_utils.learning.evaluation import curve_metrics
 from fl_utils.learning.local import make_predictor
 from fl_utils.records import METRIC_COLUMNS
@@ -118,6 +119,7 @@ def run_rounds(
       on_round: called after each round with the round (from 1) and the first view's metrics.
     Raises:
       TrainingError: a weight or a training loss is not finite; names the round and the clients.
+      CacheError: the checkpoint cannot be written.
     """
     rows, done, best_round, best_score, best_weights = [], 0, 0, (-np.inf, -np.inf), []
     saved = load_checkpoint(checkpoint) if checkpoint else None
@@ -160,18 +162,24 @@ def save_checkpoint(path: Path, *, state, best_weights, **facts) -> None:
 
     TFF's FileProgramStateManager was left aside: it is asynchronous, so it needs its own event loop
     in a notebook, and the state, the best weights and the curve must be saved as one.
+
+    Raises:
+      CacheError: the disk is full or the folder cannot be written; the checkpoint of before is kept.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {f"state_{i:04d}": array for i, array in enumerate(state)}
     arrays |= {f"best_{i:04d}": array for i, array in enumerate(best_weights)}
-    descriptor, temporary = tempfile.mkstemp(prefix=".writing-", suffix=".npz", dir=path.parent)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=".writing-", suffix=".npz", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
             np.savez(file, facts=np.array(json.dumps(facts)), **arrays)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise CacheError(path, error) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict | None:
@@ -185,6 +193,6 @@ def load_checkpoint(path: Path) -> dict | None:
             for field, prefix in (("state", "state_"), ("best_weights", "best_")):
                 saved[field] = [arrays[name] for name in sorted(arrays.files) if name.startswith(prefix)]
         return saved
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         # A damaged checkpoint costs time, never a result: the run starts again.
         return None
