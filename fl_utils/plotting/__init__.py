@@ -1,0 +1,29 @@
+"""Figures: one function each, from a tidy table to a matplotlib Figure (floor 3, no TensorFlow)."""
+
+from fl_utils.plotting.comparison import hospital_gain, intervals
+from fl_utils.plotting.counts import class_counts, partition_heatmap, round_steps
+from fl_utils.plotting.curves import learning_curves
+from fl_utils.plotting.images import case_gallery, image_gallery
+from fl_utils.plotting.predictions import confusion_matrices, reliability
+from fl_utils.plotting.save import FigureError, save_figure, save_table
+from fl_utils.plotting.style import LOOKS, Look, look, style
+
+__all__ = [
+    "LOOKS",
+    "FigureError",
+    "Look",
+    "case_gallery",
+    "class_counts",
+    "confusion_matrices",
+    "hospital_gain",
+    "image_gallery",
+    "intervals",
+    "learning_curves",
+    "look",
+    "partition_heatmap",
+    "reliability",
+    "round_steps",
+    "save_figure",
+    "save_table",
+    "style",
+]

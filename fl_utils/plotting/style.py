@@ -1,0 +1,121 @@
+"""One look for all figures: colours, markers, fonts.
+
+Colours are those of Okabe and Ito 2008 (https://jfly.uni-koeln.de/color/), told apart with every
+common colour vision deficiency. Nothing is told by colour alone: lines differ in marker and dash,
+bars in hatching, cells carry their number.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+import matplotlib.style
+
+BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+GREY = "#6E6E6E"
+
+ROUND_LABEL = "Communication round"
+#: Inches; the width of a notebook's output.
+WIDTH = 9.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """How one method, model or hospital is drawn, wherever it appears.
+
+    Attributes:
+      label: words for legends.
+      colour, marker, linestyle, hatch: as matplotlib takes them.
+    """
+
+    label: str
+    colour: str
+    marker: str
+    linestyle: str | tuple
+    hatch: str = ""
+
+    def line(self) -> dict:
+        """Keyword arguments of `Axes.plot`."""
+        return {"color": self.colour, "marker": self.marker, "linestyle": self.linestyle, "label": self.label}
+
+
+#: The fixed look of every method and every model.
+LOOKS: Mapping[str, Look] = MappingProxyType(
+    {
+        "centralized": Look("Centralized (pooled data)", BLACK, "s", (0, (5, 2)), "//"),
+        "local": Look("Each hospital alone", VERMILLION, "^", (0, (5, 1.5, 1, 1.5)), ".."),
+        "fedavg": Look("Federated (FedAvg)", BLUE, "o", "-", ""),
+        "seed_cnn": Look("Three-layer CNN", GREEN, "D", "-", ""),
+        "residual_gn": Look("Residual network (GroupNorm)", PURPLE, "v", (0, (5, 2)), "xx"),
+    }
+)
+
+_SERIES_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY_BLUE, VERMILLION, BLACK)
+_SERIES_MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
+_SERIES_LINES = ("-", (0, (5, 2)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1.2)))
+_SERIES_HATCHES = ("", "//", "..", "xx", "\\\\", "--")
+
+RC: Mapping[str, object] = MappingProxyType(
+    {
+        # Shipped with matplotlib, so that every machine draws the same letters.
+        "font.family": "DejaVu Sans",
+        "font.size": 11,
+        "axes.titlesize": 12,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.labelsize": 11,
+        "xtick.labelsize": 10,
+        "ytick.labelsize": 10,
+        "legend.fontsize": 10,
+        "legend.frameon": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#E3E3E3",
+        "grid.linewidth": 0.8,
+        "lines.linewidth": 2,
+        "lines.markersize": 6,
+        "hatch.linewidth": 0.8,
+        "figure.dpi": 100,
+        "svg.fonttype": "path",
+        # matplotlib draws the names inside an SVG at random without it.
+        "svg.hashsalt": "fl_utils",
+    }
+)
+
+
+def look(name: str) -> Look:
+    """The fixed look of a method or model.
+
+    Raises:
+      ValueError: the name has no look.
+    """
+    if name not in LOOKS:
+        raise ValueError(
+            f"There is no look for {name!r}; known are {', '.join(LOOKS)}. Add it to LOOKS in fl_utils/plotting/style.py."
+        )
+    return LOOKS[name]
+
+
+def series_look(number: int, label: str) -> Look:
+    """The look of the `number`-th of things without a name of their own: hospitals, parts of a split."""
+    return Look(
+        label,
+        _SERIES_COLOURS[number % len(_SERIES_COLOURS)],
+        _SERIES_MARKERS[number % len(_SERIES_MARKERS)],
+        _SERIES_LINES[number % len(_SERIES_LINES)],
+        _SERIES_HATCHES[number % len(_SERIES_HATCHES)],
+    )
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Inside it, matplotlib draws in the suite's style.
+
+    It starts from matplotlib's defaults, so that nobody's own settings change a figure.
+    """
+    with matplotlib.style.context(["default", dict(RC)]):
+        yield
