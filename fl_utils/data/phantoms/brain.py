@@ -33,7 +33,7 @@ def generate_brain(num_images, *, image_size_px, rng, lesions=True):
     Glioma: irregular, patchy bright rim, dark core, faint oedema. Meningioma: smooth, bright,
     homogeneous, on the dura or the falx. Pituitary tumour: small, bright, on the sella.
     Visible lesions cover, in % of the image at 64 pixels (smallest, median, largest of 250):
-    @@.
+    glioma 2.9, 8.1, 19; meningioma 1.1, 3.0, 7.1; pituitary tumour 0.6, 1.6, 3.5.
 
     Args:
       num_images: N >= 1; any 4 consecutive images from a multiple of 4 hold each class once.
@@ -51,7 +51,7 @@ def generate_brain(num_images, *, image_size_px, rng, lesions=True):
 
 
 def render_brain(label, streams, size, lesions=True):
-    """Draws one slice: (image float[H, W] in 0..1, mask bool[H, W], inside the skull bool[H, W])."""
+    """Draws one slice: (image float[H, W] in 0..1, mask bool[H, W], inside skull bool[H, W])."""
     anatomy, lesion_rng, acquisition = streams
     view = VIEWS[anatomy.choice(4, p=VIEW_SHARES[label == PITUITARY])]
     canvas = Canvas(

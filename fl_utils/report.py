@@ -1,0 +1,129 @@
+"""Runs the notebooks from their text sources, in a profile, one after another."""
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jupytext
+import nbformat
+import typer
+
+from fl_utils import paths
+from fl_utils.experiments.plans import settings_of
+
+#: Keeps warnings and progress out of what is committed; a notebook's own output stays.
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1"}
+
+
+class NotebookError(RuntimeError):
+    """A notebook did not run to its end; names the notebook, the cell and the error."""
+
+
+def sources(only: Sequence[str] = ()) -> list[Path]:
+    """The notebooks' text sources in order, all or those with the given numbers.
+
+    Raises:
+      NotebookError: a number that no notebook has.
+    """
+    every = sorted((paths.project_root() / "notebooks" / "src").glob("[0-9][0-9]_*.py"))
+    unknown = [number for number in only if number not in {path.name[:2] for path in every}]
+    if unknown or not every:
+        known = ", ".join(path.name[:2] for path in every) or "none"
+        raise NotebookError(f"No notebook {', '.join(unknown)} in notebooks/src; there are {known}.")
+    return [path for path in every if not only or path.name[:2] in only]
+
+
+def output_path(source: Path, profile: str) -> Path:
+    """Where an executed notebook goes: `notebooks/` for "paper", else `results/<profile>/notebooks/`."""
+    folder = paths.project_root() / "notebooks"
+    if profile != "paper":
+        folder = paths.results_root(profile) / "notebooks"
+    return folder / f"{source.stem}.ipynb"
+
+
+def run_notebooks(profile: str, *, only: Sequence[str] = (), train: bool = True) -> list[Path]:
+    """Executes the notebooks in order.
+
+    Args:
+      profile: smoke, quick or paper.
+      only: numbers such as "02"; default all.
+      train: False makes a run without a record an error: figures come from committed records only.
+    Returns:
+      The executed notebooks.
+    Raises:
+      ConfigError: no such profile.
+      NotebookError: a notebook failed; what it got to is left beside its place with the ending `.failed.ipynb`.
+    """
+    settings_of(profile)
+    executed = []
+    for source in sources(only):
+        start = time.monotonic()
+        typer.echo(f"{source.stem} ({profile}) ...", nl=False)
+        executed.append(run_notebook(source, profile, train=train))
+        typer.echo(f" done in {time.monotonic() - start:.0f} s")
+    typer.echo(f"Figures and tables: {_shown(paths.results_root(profile))}; notebooks: {_shown(executed[0].parent)}")
+    return executed
+
+
+def run_notebook(source: Path, profile: str, *, train: bool = True) -> Path:
+    """Executes one notebook and writes it, whole or not at all; see `run_notebooks`."""
+    import papermill
+    from traitlets.config import Config
+
+    target = output_path(source, profile)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Hidden names beside the target: what is listed there is whole.
+    unexecuted, running = (target.with_name(f".{kind}_{target.name}") for kind in ("source", "running"))
+    notebook = jupytext.read(source)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    environment = {**_QUIET, "FL_UTILS_NO_TRAINING": "" if train else "1"}
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        nbformat.write(notebook, unexecuted)
+        papermill.execute_notebook(
+            str(unexecuted), str(running), parameters={"PROFILE": profile}, cwd=str(paths.project_root()),
+            kernel_name="python3", progress_bar=False, log_output=False, start_timeout=120,
+            # Sockets in the file system instead of open ports on loopback.
+            config=Config({"KernelManager": {"transport": "ipc"}}),
+        )
+        nbformat.write(_cleaned(nbformat.read(running, as_version=4)), running)
+        os.replace(running, target)
+        target.with_suffix(".failed.ipynb").unlink(missing_ok=True)  # of an earlier attempt
+    except papermill.PapermillExecutionError as error:
+        failed = target.with_suffix(".failed.ipynb")
+        os.replace(running, failed)
+        raise NotebookError(
+            f"{source.stem} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
+            f"See {_shown(failed)} for how far it got."
+        ) from None
+    finally:
+        unexecuted.unlink(missing_ok=True)
+        running.unlink(missing_ok=True)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    return target
+
+
+def _cleaned(notebook):
+    """Without what differs from run to run (times, ids) and what does not belong into a commit."""
+    notebook.metadata = {
+        name: notebook.metadata[name] for name in ("kernelspec", "language_info") if name in notebook.metadata
+    }
+    kept = []
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number:02d}"
+        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        kept.append(cell)
+    notebook.cells = kept
+    return notebook
+
+
+def _shown(path: Path) -> str:
+    """A path as a reader of the project sees it."""
+    text = str(path)
+    return re.sub(f"^{re.escape(str(paths.project_root()))}/", "", text)
