@@ -189,9 +189,11 @@ def find_record(root: Path, config: ExperimentConfig, fingerprint: str | None) -
         path = Path(root) / run_id(config, fingerprint)
         return load_record(path) if path.is_dir() else None
     prefix = run_id(config, "")[:-8]
+    # A record from before a field existed stands for the field's default, never for another value.
+    defaults = {name: field.default for name, field in ExperimentConfig.model_fields.items()}
     for path in sorted(Path(root).glob(f"{prefix}*")):
         record = load_record(path)
-        if {**config.model_dump(), **record.config} == config.model_dump():
+        if {**defaults, **record.config} == config.model_dump():
             return record
     return None
 

@@ -12,6 +12,7 @@ import typer
 
 from fl_utils import paths
 from fl_utils.experiments.plans import settings_of
+from fl_utils.readme import write_readme
 
 #: Keeps warnings and progress out of what is committed; a notebook's own output stays.
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1"}
@@ -63,6 +64,8 @@ def run_notebooks(profile: str, *, only: Sequence[str] = (), train: bool = True)
         typer.echo(f"{source.stem} ({profile}) ...", nl=False)
         executed.append(run_notebook(source, profile, train=train))
         typer.echo(f" done in {time.monotonic() - start:.0f} s")
+    if profile == "paper" and not only:
+        write_readme()
     typer.echo(f"Figures and tables: {_shown(paths.results_root(profile))}; notebooks: {_shown(executed[0].parent)}")
     return executed
 

@@ -7,7 +7,6 @@ cannot be written (full disk, read-only folder) costs a warning and time, never 
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -21,19 +20,15 @@ from tqdm.auto import tqdm
 
 from fl_utils import paths
 from fl_utils.data.types import DataError
+from fl_utils.files import write_atomically
 
 DECODER_VERSION = 1  # raise it when decode_image gives other pixels: old caches are then ignored
 
 
 def _write(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Writes to a temporary name, then renames: a reader sees a whole file or none."""
-    temporary = None
+    """Writes a cache file whole, or warns and goes on without."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
+        write_atomically(path, write)
     except OSError as error:
         warnings.warn(
             f"Could not write the cache {path}: {error}. Going on without it; the next call does the work "
@@ -41,8 +36,6 @@ def _write(path: Path, write: Callable[[BinaryIO], None]) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:

@@ -14,6 +14,7 @@ class DatasetCard:
     """What a dataset is and how its folder looks: `folder/part/class folder/image`.
 
     Attributes:
+      label: the short name that figures use.
       splits: published split ("train", "test") -> the parts (folders) it consists of.
       optional_parts: parts that some copies of the dataset lack.
       class_folders: class folder -> class name; the order gives the labels 0..K-1.
@@ -26,6 +27,7 @@ class DatasetCard:
     """
 
     name: str
+    label: str
     title: str
     task: str
     folder: str
@@ -63,6 +65,7 @@ class DatasetCard:
 
 _BRAIN_MRI = DatasetCard(
     name="brain_mri",
+    label="Brain MRI",
     title="Brain Tumor Classification (MRI)",
     task="multi-class",
     folder="brain_mri",
@@ -90,6 +93,7 @@ _BRAIN_MRI = DatasetCard(
 
 _CHEST_XRAY = DatasetCard(
     name="chest_xray",
+    label="Chest X-ray",
     title="Chest X-Ray Images (Pneumonia)",
     task="multi-class",
     folder="chest_xray",
@@ -122,6 +126,7 @@ _CHEST_XRAY = DatasetCard(
 def _phantom(name: str, title: str, twin: DatasetCard) -> DatasetCard:
     return DatasetCard(
         name=name,
+        label=f"{twin.label} phantoms",
         title=title,
         task=twin.task,
         folder="",

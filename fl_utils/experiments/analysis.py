@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from fl_utils import seeding
+from fl_utils.data.catalogue import card
 from fl_utils.learning.evaluation import classification_metrics, curve_metrics
 from fl_utils.records import RunRecord
 from fl_utils.statistics import Interval, cluster_bootstrap, holm, paired_seed_test, seed_interval
@@ -19,6 +20,11 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": lambda labels, p: float((p.argmax(1) == labels).mean()),
     "balanced_accuracy": lambda labels, p: curve_metrics(labels, p)["balanced_accuracy"],
 }
+
+
+def panel(dataset: str) -> str:
+    """A reader's name of a data set."""
+    return card(dataset).label
 
 
 def select(runs: Sequence[RunRecord], **fields) -> list[RunRecord]:
@@ -274,7 +280,7 @@ def confusion(runs: Sequence[RunRecord]) -> pd.DataFrame:
                 np.add.at(counts, (labels, p.argmax(axis=1)), 1)
         for i, j in itertools.product(range(len(names)), repeat=2):
             rows.append(
-                {"panel": f"{members[0].config['dataset']}, {arm_label(members[0].config)}, {members[0].config['model']}",
+                {"panel": f"{panel(members[0].config['dataset'])}, {arm_label(members[0].config).lower()}, {members[0].config['model']}",
                  "true": names[i], "predicted": names[j], "count": counts[i, j],
                  "share": counts[i, j] / max(counts[i].sum(), 1)}
             )
@@ -294,7 +300,7 @@ def reliability(runs: Sequence[RunRecord], num_bins: int = 10) -> pd.DataFrame:
             confidence=("confidence", "mean"), accuracy=("accuracy", "mean"), count=("accuracy", "size")
         )
         tables.append(binned.reset_index(drop=True).assign(
-            panel=members[0].config["dataset"], model=members[0].config["model"], method=members[0].config["method"]
+            panel=panel(members[0].config["dataset"]), model=members[0].config["model"], method=members[0].config["method"]
         ))
     return pd.concat(tables, ignore_index=True)
 

@@ -5,13 +5,12 @@ once. Raw bytes need no parsing: the images are one block of uint8, the labels o
 """
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from fl_utils.files import write_atomically
 from fl_utils.learning.errors import CacheError
 
 
@@ -43,21 +42,9 @@ def write_client_files(
         for suffix, content in ((".images", pixels), (".labels", classes)):
             path = prefix.with_name(digest + suffix)
             if not path.is_file() or path.stat().st_size != len(content):
-                _write_atomically(path, content)
+                try:
+                    write_atomically(path, lambda file, content=content: file.write(content))
+                except OSError as error:
+                    raise CacheError(path, error) from error
         prefixes.append(str(prefix.resolve()))  # the worker has a folder of its own
     return prefixes
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CacheError(path, error) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)

@@ -6,8 +6,6 @@ selected, judged and resumed in the same way (DESIGN section 2, rule 1).
 
 import dataclasses
 import json
-import os
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -18,6 +16,7 @@ import keras
 import numpy as np
 import pandas as pd
 
+from fl_utils.files import write_atomically
 from fl_utils.learning.errors import CacheError, TrainingError
 from fl_utils.learning.evaluation import curve_metrics
 from fl_utils.learning.local import make_predictor
@@ -168,18 +167,10 @@ def save_checkpoint(path: Path, *, state, best_weights, **facts) -> None:
     """
     arrays = {f"state_{i:04d}": array for i, array in enumerate(state)}
     arrays |= {f"best_{i:04d}": array for i, array in enumerate(best_weights)}
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".writing-", suffix=".npz", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, facts=np.array(json.dumps(facts)), **arrays)
-        os.replace(temporary, path)
+        write_atomically(path, lambda file: np.savez(file, facts=np.array(json.dumps(facts)), **arrays))
     except OSError as error:
         raise CacheError(path, error) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict | None:

@@ -77,7 +77,8 @@ def partition_heatmap(df: pd.DataFrame) -> Figure:
         df, "partition_heatmap", text=["client", "class_name"], numbers=["count"], unique=["client", "class_name"]
     )
     clients, names = in_order(df["client"]), in_order(df["class_name"])
-    counts = df.pivot(index="client", columns="class_name", values="count").reindex(index=clients, columns=names).fillna(0)
+    counts = df.pivot(index="client", columns="class_name", values="count")
+    counts = counts.reindex(index=clients, columns=names).fillna(0)
     figure = new_figure(0.5 * len(clients) + 1.3)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[2, 1])
     highest = max(counts.to_numpy().max(), 1)
@@ -109,11 +110,13 @@ def round_steps(df: pd.DataFrame) -> Figure:
       ValueError: a column is missing, empty or not finite; two rows for a client; no row
         "mean"; weights that do not sum to 1.
     """
-    df = checked(df, "round_steps", text=["client"], numbers=["update_norm"], gaps=["num_examples", "weight"], unique=["client"])
+    df = checked(
+        df, "round_steps", text=["client"], numbers=["update_norm"], gaps=["num_examples", "weight"], unique=["client"]
+    )
     is_mean = df["client"].astype(str) == "mean"
     clients = checked(df[~is_mean], "round_steps", numbers=["num_examples", "weight"])
     if not is_mean.any():
-        raise ValueError("round_steps: column 'client' has no row 'mean', whose update_norm is that of the weighted mean.")
+        raise ValueError("round_steps: column 'client' has no row 'mean', with the update_norm of the weighted mean.")
     if abs(clients["weight"].sum() - 1) > 1e-3:
         raise ValueError(f"round_steps: column 'weight' sums to {clients['weight'].sum():.4f}, expected 1.")
     num = len(clients)

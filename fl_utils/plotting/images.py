@@ -38,11 +38,13 @@ def image_gallery(
     labels = np.asarray(labels)
     _check_images("image_gallery", images, labels=labels, masks=masks)
     if labels.min() < 0 or labels.max() >= len(class_names):
-        raise ValueError(f"image_gallery: labels from {labels.min()} to {labels.max()} for {len(class_names)} class names.")
+        found = f"labels from {labels.min()} to {labels.max()} for {len(class_names)} class names"
+        raise ValueError(f"image_gallery: {found}; expected 0 to the number of names - 1.")
     if per_class < 1:
         raise ValueError(f"image_gallery: per_class is {per_class}, expected at least 1.")
     side = (WIDTH - 0.5) / max(per_class, 4)
-    figure = new_figure(len(class_names) * side + (0.8 if masks is not None else 0.42), per_class * side + 0.5, **_TIGHT)
+    height = len(class_names) * side + (0.8 if masks is not None else 0.42)
+    figure = new_figure(height, per_class * side + 0.5, **_TIGHT)
     axes = figure.subplots(len(class_names), per_class, squeeze=False)
     for number, (row, class_name) in enumerate(zip(axes, class_names, strict=True)):
         members = np.flatnonzero(labels == number)[:per_class]
@@ -123,7 +125,8 @@ def _bare(ax: Axes) -> None:
 
 def _check_images(figure: str, images: np.ndarray, **columns) -> None:
     if images.ndim != 4 or images.shape[-1] != 1 or images.dtype != np.uint8 or len(images) == 0:
-        raise ValueError(f"{figure}: images is {images.dtype} {list(images.shape)}, expected uint8 [N, H, W, 1], N >= 1.")
+        found = f"images is {images.dtype} {list(images.shape)}"
+        raise ValueError(f"{figure}: {found}, expected uint8 [N, H, W, 1], N >= 1.")
     for name, column in columns.items():
         if column is not None and len(column) != len(images):
             raise ValueError(f"{figure}: {name} has {len(column)} entries for {len(images)} images.")

@@ -35,11 +35,12 @@ def confusion_matrices(df: pd.DataFrame, *, columns: int = 3) -> Figure:
     # Square heat maps: their side follows from the width that names and colour bar leave.
     side = min((WIDTH - 2.3) / columns, 3.3)
     figure, axes = panel_grid(list(panels), columns=columns, panel_height=side + 1.3)
+    named = []
     for ax, table in zip(axes, panels.values(), strict=True):
         names = in_order(table["true"])
         unknown = set(table["predicted"]) - set(names)
         if unknown:
-            raise ValueError(f"confusion_matrices: column 'predicted' has {sorted(unknown)}, not among the true {names}.")
+            raise ValueError(f"confusion_matrices: column 'predicted' has {sorted(unknown)}, the true are {names}.")
         share, count = (
             table.pivot(index="true", columns="predicted", values=value).reindex(index=names, columns=names).fillna(0)
             for value in ("share", "count")
@@ -50,8 +51,8 @@ def confusion_matrices(df: pd.DataFrame, *, columns: int = 3) -> Figure:
         ax.set_xticks(range(len(names)), words, rotation=30, ha="right", rotation_mode="anchor")
         first = ax.get_subplotspec().is_first_col()
         # The classes are named once a row, as long as they are the same.
-        left = words if first else left
-        ax.set_yticks(range(len(names)), words if first or words != left else [""] * len(names))
+        ax.set_yticks(range(len(names)), words if first or words != named else [""] * len(names))
+        named = words
         ax.set(xlabel="Predicted class", ylabel="True class" if first else "")
     label = "Share of the true class\n(below it: images)"
     figure.colorbar(image, ax=axes, label=label, format="{x:.0%}", shrink=0.75, pad=0.02)

@@ -95,7 +95,8 @@ def look(name: str) -> Look:
     """
     if name not in LOOKS:
         raise ValueError(
-            f"There is no look for {name!r}; known are {', '.join(LOOKS)}. Add it to LOOKS in fl_utils/plotting/style.py."
+            f"There is no look for {name!r}; known are {', '.join(LOOKS)}. "
+            "Add it to LOOKS in fl_utils/plotting/style.py."
         )
     return LOOKS[name]
 

@@ -59,7 +59,7 @@ print(f"{len(runs)} runs: {', '.join(DATASETS)}; seeds {plans.settings_of(PROFIL
 table = analysis.summary(runs, METRIC)
 for row in table.itertuples():
     display(Markdown(
-        f"**{row.dataset}, {row.model}**: balanced accuracy **{row.mean:.3f}** [{row.low:.3f}, {row.high:.3f}] over "
+        f"**{analysis.panel(row.dataset)}, {row.model}**: balanced accuracy **{row.mean:.3f}** [{row.low:.3f}, {row.high:.3f}] over "
         f"{row.seeds} seeds; [{row.patient_low:.3f}, {row.patient_high:.3f}] over {row.patients} test patients."
     ))
 
@@ -100,7 +100,7 @@ if audits:
 
 # %%
 if audits:
-    counts = pd.concat([report.table.assign(panel=name) for name, report in audits.items()])
+    counts = pd.concat([report.table.assign(panel=analysis.panel(name)) for name, report in audits.items()])
     counts = counts.rename(columns={"split": "part", "class": "class_name", "files": "count", "in_other_split": "duplicates"})
     figure = plotting.class_counts(counts[["panel", "part", "class_name", "count", "duplicates"]])
     plotting.save_figure(
@@ -144,7 +144,7 @@ display(settings[shown].assign(parameters=settings["model"].map(parameters)).res
 # ## Training
 
 # %%
-curves = analysis.curves(runs, METRIC).assign(panel=lambda frame: frame["dataset"])
+curves = analysis.curves(runs, METRIC).assign(panel=lambda frame: frame["dataset"].map(analysis.panel))
 figure = plotting.learning_curves(curves, y_label="Test balanced accuracy", by="model", share_y=False)
 plotting.save_figure(
     figure, "fig01_curves", data=curves, profile=PROFILE, synthetic=SYNTHETIC,
@@ -171,7 +171,7 @@ plotting.save_table(
 display(wide)
 
 # %%
-panels = table.assign(panel=table["dataset"], label=table["model"], method=table["model"])
+panels = table.assign(panel=table["dataset"].map(analysis.panel), label=table["model"], method=table["model"])
 figure = plotting.intervals(panels, x_label="Balanced accuracy on the test set")
 plotting.save_figure(
     figure, "fig01_models", data=panels, profile=PROFILE, synthetic=SYNTHETIC,

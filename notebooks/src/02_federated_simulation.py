@@ -44,7 +44,7 @@ METRIC = "balanced_accuracy"
 # %% [markdown]
 # ## The runs
 #
-# For every seed: the pooled model, each of 4 hospitals alone, and their federation; also 5 hospitals, all or 3 of them a
+# For every seed: the pooled model, each of 4 hospitals alone, and their federation; also 3 of 5 hospitals a
 # round. One call loads the records that are there and trains what is missing; it can be stopped and started again.
 
 # %%
@@ -64,7 +64,7 @@ for row in claims[claims["label"] == "Federated, 4 hospitals"].itertuples():
     value = f"{row.quantity} **{row.estimate:.3f}** [{row.low:.3f}, {row.high:.3f}] over test patients"
     verdict = "holds" if row.holds else "does **not** hold"
     display(Markdown(
-        f"**{row.dataset}, {row.claim}: {verdict}.** {value}; difference {row.difference:+.3f} "
+        f"**{analysis.panel(row.dataset)}, {row.claim}: {verdict}.** {value}; difference {row.difference:+.3f} "
         f"[{row.seed_low:+.3f}, {row.seed_high:+.3f}] over seeds, p = {row.p_holm:.2g} (paired t, Holm)."
     ))
 
@@ -144,7 +144,7 @@ display(settings[shown].sort_values(["dataset", "split", "num_clients"]).reset_i
 # %%
 whole = [run for run in four if run.config["clients_per_round"] is None]
 curves = pd.concat([analysis.curves([r for r in whole if r.config["dataset"] == name], METRIC) for name in DATASETS])
-curves = curves.assign(panel=curves["dataset"])
+curves = curves.assign(panel=curves["dataset"].map(analysis.panel))
 figure = plotting.learning_curves(curves, y_label="Test balanced accuracy", by="method", share_y=False)
 plotting.save_figure(
     figure, "fig02_curves", data=curves, profile=PROFILE, synthetic=SYNTHETIC,
@@ -162,7 +162,7 @@ display(figure)
 # %%
 table = analysis.summary(runs, METRIC)
 pooled = table[table["method"] == "centralized"].set_index("dataset")["mean"]
-table = table.assign(panel=table["dataset"], reference=0.9 * table["dataset"].map(pooled))
+table = table.assign(panel=table["dataset"].map(analysis.panel), reference=0.9 * table["dataset"].map(pooled))
 figure = plotting.intervals(table, x_label="Balanced accuracy on the common test set", reference_label="90 % of centralized")
 plotting.save_figure(
     figure, "fig02_headline", data=table, profile=PROFILE, synthetic=SYNTHETIC,
@@ -188,7 +188,7 @@ display(readable)
 # One point a hospital and seed: its own model against the shared one, on the same test images.
 
 # %%
-gain = analysis.hospital_gain(four, METRIC).assign(panel=lambda frame: frame["dataset"])
+gain = analysis.hospital_gain(four, METRIC).assign(panel=lambda frame: frame["dataset"].map(analysis.panel))
 figure = plotting.hospital_gain(gain)
 plotting.save_figure(
     figure, "fig02_hospital_gain", data=gain, profile=PROFILE, synthetic=SYNTHETIC,

@@ -1,0 +1,65 @@
+"""Writes the golden metrics anew, after a change that is meant to change them:
+
+    python tests/golden/regenerate.py
+
+Say in the commit why they changed. The tests import `three_rounds` from here; they never write.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+METHODS = ("centralized", "local", "fedavg")
+
+
+def three_rounds(method: str) -> dict:
+    """Trains three rounds on small phantoms; needs FL_UTILS_RESULTS and FL_UTILS_CACHE set to folders of one's own.
+
+    Returns:
+      config, dataset_fingerprint, view_sizes (images by "client split"), and the rows [round, client, split, metric,
+      value] of the learning curves.
+    """
+    from fl_utils.experiments import plans
+    from fl_utils.experiments.run import run
+
+    config = plans.base_config("smoke", "phantom_brain", method=method, total_rounds=3, client_epochs_per_round=1)
+    record = run(config, experiment="golden", progress=False)
+    curve = record.metrics.query("metric in ('loss', 'accuracy') and split != 'test_without_copies'")
+    sizes = {"all test": len(record.predictions) // record.predictions["client"].nunique()}
+    for part in ("validation", "test"):
+        counts = [sum(row) for row in record.environment["class_counts"][part]]
+        for client, size in [("all", sum(counts)), *enumerate(counts)]:
+            sizes[f"{client} {'own_test' if part == 'test' and client != 'all' else part}"] = size
+    for client in record.environment["selected_round"]:
+        sizes[f"{client} test"] = sizes["all test"]
+    return {
+        "config": record.config,
+        "dataset_fingerprint": record.environment["dataset_fingerprint"],
+        "view_sizes": sizes,
+        "rows": curve.values.tolist(),
+    }
+
+
+def write(golden: dict, path: Path) -> None:
+    """One row a line, so that a change reads well in a diff."""
+    rows = ",\n    ".join(json.dumps(row) for row in golden["rows"])
+    head = json.dumps({field: golden[field] for field in golden if field != "rows"}, indent=2)
+    path.write_text(head[:-2] + f',\n  "rows": [\n    {rows}\n  ]\n}}\n')
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"FL_UTILS_RESULTS": f"{folder}/results", "FL_UTILS_CACHE": f"{folder}/cache"}
+        for method in METHODS:
+            write(three_rounds(method), FOLDER / f"{method}.json")
+        if "tensorflow_federated" in sys.modules:
+            from fl_utils.learning import engine
+
+            engine.stop()  # before its log's folder goes
+
+
+if __name__ == "__main__":
+    main()

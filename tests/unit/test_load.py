@@ -1,0 +1,605 @@
+"""Loading: layouts, formats and modes, cache, errors. The trees are small but laid out as the real ones."""
+
+import json
+import os
+import resource
+import shutil
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from fl_utils import paths
+from fl_utils.data import DataError, audit, cache, load_dataset, make_split, source_fingerprint
+from fl_utils.data.types import group_closure
+
+BRAIN_CLASSES = ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor")
+
+
+def save_image(path, rng, size=(40, 32), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (size[1], size[0]), dtype=np.uint8)).convert(mode).save(path)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.setenv("FL_UTILS_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("FL_UTILS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def brain(data):
+    rng = np.random.default_rng(0)
+    for part, count in (("Training", 3), ("Testing", 2)):
+        for folder in BRAIN_CLASSES:
+            for i in range(count):
+                save_image(data / "brain_mri" / part / folder / f"image({i}).jpg", rng)
+    return data / "brain_mri"
+
+
+@pytest.fixture
+def chest(data):
+    rng = np.random.default_rng(1)
+    root = data / "chest_xray"
+    for name in ("IM-0115-0001", "IM-0439-0001", "IM-0439-0001-0002", "NORMAL2-IM-0439-0001"):
+        save_image(root / "train" / "NORMAL" / f"{name}.jpeg", rng)
+    for name in ("person1_bacteria_1", "person1_bacteria_2", "person1_virus_9", "person2_bacteria_3"):
+        save_image(root / "train" / "PNEUMONIA" / f"{name}.jpeg", rng)
+    save_image(root / "test" / "NORMAL" / "IM-0001-0001.jpeg", rng)
+    save_image(root / "test" / "PNEUMONIA" / "person1_bacteria_4.jpeg", rng)
+    return root
+
+
+def index_of(dataset, ending):
+    return next(i for i, source in enumerate(dataset.sources) if source.endswith(ending))
+
+
+def test_brain_layout(brain):
+    dataset = load_dataset("brain_mri", image_size_px=16)
+    assert dataset.images.shape == (20, 16, 16, 1) and dataset.images.dtype == np.uint8
+    assert dataset.labels.dtype == np.int64 and np.bincount(dataset.labels).tolist() == [5, 5, 5, 5]
+    assert dataset.class_names == ("glioma", "meningioma", "no_tumor", "pituitary") and dataset.num_classes == 4
+    assert (dataset.published_split == "train").sum() == 12 and (dataset.published_split == "test").sum() == 8
+    assert list(dataset.sources) == sorted(dataset.sources)
+    assert dataset.sources[0] == "Testing/glioma_tumor/image(0).jpg"
+    assert set(dataset.patients) == {""} and len(np.unique(dataset.groups)) == 20
+    assert dataset.masks is None and not dataset.synthetic and len(dataset.fingerprint) == 64
+
+
+def test_chest_groups_join_patients_of_one_type_across_the_parts(chest):
+    dataset = load_dataset("chest_xray", image_size_px=16)
+
+    def group(ending):
+        return dataset.groups[index_of(dataset, ending)]
+
+    assert len(dataset) == 10
+    assert group("/IM-0439-0001.jpeg") == group("/IM-0439-0001-0002.jpeg")
+    assert group("/IM-0439-0001.jpeg") != group("NORMAL2-IM-0439-0001.jpeg")
+    assert group("person1_bacteria_1.jpeg") == group("person1_bacteria_2.jpeg")
+    assert group("person1_bacteria_1.jpeg") != group("person1_virus_9.jpeg")
+    assert group("person1_bacteria_1.jpeg") == group("person1_bacteria_4.jpeg")  # train and test
+    assert len(np.unique(dataset.groups)) == 7
+    assert len(np.unique(dataset.picture_groups)) == len(np.unique(dataset.duplicate_groups)) == 10
+
+
+def test_val_joins_train_when_it_is_there(chest):
+    before = source_fingerprint("chest_xray")
+    rng = np.random.default_rng(5)
+    save_image(chest / "val" / "NORMAL" / "NORMAL2-IM-1427-0001.jpeg", rng)
+    save_image(chest / "val" / "PNEUMONIA" / "person2_bacteria_4.jpeg", rng)
+    dataset = load_dataset("chest_xray", image_size_px=16)
+    assert len(dataset) == 12 and dataset.fingerprint != before
+    new = index_of(dataset, "val/PNEUMONIA/person2_bacteria_4.jpeg")
+    assert dataset.published_split[new] == "train"
+    assert dataset.groups[new] == dataset.groups[index_of(dataset, "person2_bacteria_3.jpeg")]
+
+
+def test_copies_share_a_group_and_tie_their_patients(chest):
+    shutil.copy(chest / "train/NORMAL/IM-0115-0001.jpeg", chest / "train/NORMAL/IM-0439-0001-0003.jpeg")
+    dataset = load_dataset("chest_xray", image_size_px=16)
+    first, copy = index_of(dataset, "IM-0115-0001.jpeg"), index_of(dataset, "IM-0439-0001-0003.jpeg")
+    assert dataset.duplicate_groups[first] == dataset.duplicate_groups[copy]
+    assert dataset.groups[first] == dataset.groups[index_of(dataset, "/IM-0439-0001.jpeg")]
+
+
+PIXELS = np.random.default_rng(7).integers(0, 256, (36, 48), dtype=np.uint8)
+
+
+def save_png(path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def saved_again(original, path, how):
+    """Writes the picture of `original` to `path` with other bytes and the same pixels."""
+    if how == "comment":  # a JPEG comment segment right after the start marker
+        content, text = original.read_bytes(), b"exported by a viewer"
+        path.write_bytes(content[:2] + b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text + content[2:])
+    elif how == "exif":
+        content, text = original.read_bytes(), b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0"
+        path.write_bytes(content[:2] + b"\xff\xe1" + (len(text) + 2).to_bytes(2, "big") + text + content[2:])
+    else:
+        text = PngInfo()
+        text.add_text("Comment", "exported by a viewer")
+        mode = {"rgb": "RGB", "rgba": "RGBA"}.get(how, "L")
+        options = {"compression": {"compress_level": 0}, "text": {"pnginfo": text}}.get(how, {})
+        with Image.open(original) as image:
+            image.convert(mode).save(path, **options)
+    assert path.read_bytes() != original.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "how"),
+    [
+        ("a.png", "b.png", "compression"),
+        ("a.png", "b.png", "text"),
+        ("a.png", "b.png", "rgb"),
+        ("a.png", "b.png", "rgba"),
+        ("a.png", "b.bmp", "format"),
+        ("a.png", "b.tif", "format"),
+        ("a.jpg", "b.jpg", "comment"),
+        ("a.jpg", "b.jpg", "exif"),
+        ("a.jpg", "b.png", "format"),
+    ],
+)
+def test_a_picture_saved_again_is_the_same_picture(brain, first, second, how):
+    original, other = brain / "Training/no_tumor" / first, brain / "Testing/no_tumor" / second
+    save_png(original, PIXELS)  # the format follows the ending
+    saved_again(original, other, how)
+    dataset = load_dataset("brain_mri", image_size_px=16)
+    ours = [index_of(dataset, f"Testing/no_tumor/{second}"), index_of(dataset, f"Training/no_tumor/{first}")]
+    pair = dataset.subset(ours)
+    assert len(set(pair.duplicate_groups)) == 2  # other bytes
+    assert len(set(pair.picture_groups)) == len(set(pair.groups)) == 1
+    assert len(np.unique(dataset.picture_groups)) == len(np.unique(dataset.groups)) == 21  # and no one else's
+
+    for seed in range(5):
+        published = make_split(dataset, kind="published", seed=seed)
+        assert published.test[published.test_leaked].tolist() == [ours[0]]
+        assert ours[1] in published.train or ours[1] in published.validation
+        split = make_split(dataset, kind="deduplicated", seed=seed)
+        together = np.concatenate([split.train, split.validation, split.test]).tolist()
+        assert len(together) == 21 and ours[0] in together and ours[1] not in together  # the first by path
+        assert not split.test_leaked.any()
+    report = audit(dataset)
+    assert (report.files, report.distinct, report.duplicate_groups, report.cross_split_groups) == (22, 22, 0, 0)
+    assert (report.distinct_pictures, report.cross_split_pictures, report.test_pictures_in_train) == (21, 1, 1)
+
+
+def test_a_picture_saved_again_ties_its_patients(chest):
+    original = chest / "train/NORMAL/IM-0115-0001.jpeg"
+    saved_again(original, chest / "train/NORMAL/IM-0439-0001-0003.jpeg", "comment")
+    dataset = load_dataset("chest_xray", image_size_px=16)
+    first, again = index_of(dataset, "IM-0115-0001.jpeg"), index_of(dataset, "IM-0439-0001-0003.jpeg")
+    assert dataset.duplicate_groups[first] != dataset.duplicate_groups[again]
+    assert dataset.picture_groups[first] == dataset.picture_groups[again]
+    other_image = index_of(dataset, "/IM-0439-0001.jpeg")
+    assert dataset.picture_groups[first] != dataset.picture_groups[other_image]
+    assert dataset.groups[first] == dataset.groups[other_image]
+
+
+def near_twins():
+    """Pictures that differ at full resolution and tie at 16 pixels: in one value, in size, in the border."""
+    flat = np.full((48, 48), 100, np.uint8)
+    one_value = flat.copy()
+    one_value[20, 20] = 101
+    wide = np.full((24, 48), 100, np.uint8)
+    return {
+        "flat": flat,
+        "one_value": one_value,
+        "larger": np.full((64, 64), 100, np.uint8),
+        "wide": wide,
+        "wide_with_its_border": np.pad(wide, ((12, 12), (0, 0))),
+        # The same values in the same order, as rows of another length.
+        "dark": np.zeros((8, 32), np.uint8),
+        "dark_other_shape": np.zeros((16, 16), np.uint8),
+    }
+
+
+def test_different_pictures_that_tie_after_resizing_are_told_apart(brain):
+    folder = brain / "Training/no_tumor"
+    for name, pixels in near_twins().items():
+        save_png(folder / f"{name}.png", pixels)
+    # Among them one that was saved again and one copied: these are found in spite of the near twins.
+    saved_again(folder / "one_value.png", brain / "Testing/no_tumor/one_value_again.png", "compression")
+    shutil.copy(folder / "flat.png", brain / "Testing/no_tumor/flat_copy.png")
+    dataset = load_dataset("brain_mri", image_size_px=16)
+
+    def at(name):
+        return index_of(dataset, f"/{name}.png")
+
+    for tied in (("flat", "one_value", "larger"), ("wide", "wide_with_its_border"), ("dark", "dark_other_shape")):
+        for name in tied:
+            np.testing.assert_array_equal(dataset.images[at(name)], dataset.images[at(tied[0])])
+        assert len({dataset.picture_groups[at(name)] for name in tied}) == len(tied)
+        assert len({dataset.groups[at(name)] for name in tied}) == len(tied)
+    assert dataset.picture_groups[at("one_value")] == dataset.picture_groups[at("one_value_again")]
+    assert dataset.picture_groups[at("flat")] == dataset.picture_groups[at("flat_copy")]
+    assert len(np.unique(dataset.picture_groups)) == 20 + len(near_twins())
+
+    published = make_split(dataset, kind="published", seed=0)
+    leaked = dataset.sources[published.test[published.test_leaked]]
+    assert [os.path.basename(source) for source in leaked] == ["flat_copy.png", "one_value_again.png"]
+    split = make_split(dataset, kind="deduplicated", seed=0)
+    assert len(split.train) + len(split.validation) + len(split.test) == 20 + len(near_twins())
+
+
+def test_pictures_do_not_depend_on_the_size_that_is_loaded(brain):
+    for name, pixels in near_twins().items():
+        save_png(brain / "Training/no_tumor" / f"{name}.png", pixels)
+        save_png(brain / "Testing/no_tumor" / f"{name}_again.png", pixels, compress_level=0)
+    small, large = (load_dataset("brain_mri", image_size_px=size) for size in (16, 64))
+    assert len({image.tobytes() for image in small.images}) < len({image.tobytes() for image in large.images})
+    np.testing.assert_array_equal(small.picture_groups, large.picture_groups)
+    np.testing.assert_array_equal(small.groups, large.groups)
+
+
+def test_only_files_that_tie_are_decoded_at_full_resolution(brain, monkeypatch):
+    for name in ("flat", "larger", "wide"):  # wide ties with no other
+        save_png(brain / "Training/no_tumor" / f"{name}.png", near_twins()[name])
+    shutil.copy(brain / "Training/no_tumor/wide.png", brain / "Testing/no_tumor/copy.png")
+    first = load_dataset("brain_mri", image_size_px=16)
+    decoded, grey = [], cache._grey
+    monkeypatch.setattr(cache, "_grey", lambda path: decoded.append(path.name) or grey(path))
+    second = load_dataset("brain_mri", image_size_px=16)
+    assert sorted(decoded) == ["flat.png", "larger.png"]
+    np.testing.assert_array_equal(first.picture_groups, second.picture_groups)
+
+
+def test_files_that_tie_and_broke_since_they_were_cached_are_listed(brain):
+    for name in ("flat", "larger"):
+        save_png(brain / "Training/no_tumor" / f"{name}.png", near_twins()[name])
+    load_dataset("brain_mri", image_size_px=16)
+    for name in ("flat", "larger"):  # as a failing disk would: other bytes, same size and time
+        path = brain / "Training/no_tumor" / f"{name}.png"
+        status = path.stat()
+        path.write_bytes(b"x" * status.st_size)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(DataError, match="(?s)2 file.*no_tumor/flat.png: .*no_tumor/larger.png: ") as error:
+        load_dataset("brain_mri", image_size_px=16)
+    assert str(brain) not in str(error.value)
+
+
+def test_group_closure_follows_chains_and_numbers_by_appearance():
+    contents = np.array(["a", "b", "b", "c", "d", "e"])
+    patients = np.array(["", "p", "", "p", "q", ""])
+    assert group_closure(contents, patients).tolist() == [0, 1, 1, 1, 2, 3]
+    assert group_closure(patients).tolist() == [0, 1, 2, 1, 3, 4]  # "" ties nothing
+
+
+def test_hidden_and_file_manager_files_are_ignored(brain):
+    before = source_fingerprint("brain_mri")
+    for place in (brain, brain / "Training", brain / "Training/no_tumor"):
+        (place / ".DS_Store").write_bytes(b"x")
+        (place / "Thumbs.db").write_bytes(b"x")
+        (place / ".ipynb_checkpoints").mkdir()
+    (brain / "Training" / "notes.txt").write_text("not an image")
+    assert source_fingerprint("brain_mri") == before
+    assert len(load_dataset("brain_mri", image_size_px=16)) == 20
+
+
+GREY = np.linspace(0, 255, 32 * 32).reshape(32, 32).astype(np.uint8)
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".JPEG", ".bmp", ".TIF", ".tiff", ".webp"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_formats_give_the_same_grey_image(tmp_path, ending, mode):
+    path = tmp_path / f"image{ending}"
+    options = {"quality": 95} if ending in (".jpg", ".JPEG", ".webp") else {}
+    Image.fromarray(GREY).convert(mode).save(path, **options)
+    decoded = cache.decode_image(path, 32).astype(int)
+    assert decoded.shape == (32, 32)
+    assert np.abs(decoded - GREY).max() <= (12 if options else 0)
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "CMYK"])
+def test_modes_give_the_same_grey_image(tmp_path, mode):
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    Image.fromarray(GREY).convert("RGB" if mode == "CMYK" else "L").convert(mode).save(path)
+    with Image.open(path) as image:
+        assert image.mode == mode
+    assert np.abs(cache.decode_image(path, 32).astype(int) - GREY).max() <= 1
+
+
+def test_one_bit_images_become_black_and_white(tmp_path):
+    Image.fromarray(GREY > 127).save(tmp_path / "image.png")
+    np.testing.assert_array_equal(cache.decode_image(tmp_path / "image.png", 32), np.where(GREY > 127, 255, 0))
+
+
+def test_transparent_parts_become_black(tmp_path):
+    pixels = np.full((32, 32, 4), 200, np.uint8)
+    pixels[:16, :, 3], pixels[16:, :, 3] = 0, 255
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "alpha.png")
+    decoded = cache.decode_image(tmp_path / "alpha.png", 32)
+    assert decoded[:16].max() == 0 and decoded[16:].min() == 200
+    palette = Image.fromarray(np.full((32, 32), 7, np.uint8), "P")
+    palette.putpalette([200] * 768)
+    palette.save(tmp_path / "palette.png", transparency=7)
+    assert cache.decode_image(tmp_path / "palette.png", 32).max() == 0
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+@pytest.mark.parametrize(("maximum", "expected"), [(255, 255), (4095, 255), (4000, 249), (16383, 255), (65535, 255)])
+def test_16_bit_is_scaled_from_the_depth_that_holds_its_maximum(tmp_path, ending, maximum, expected):
+    values = np.zeros((32, 32), np.uint16)
+    values[8:24, 8:24] = maximum
+    path = tmp_path / f"image{ending}"
+    Image.fromarray(values).save(path)
+    with Image.open(path) as image:
+        assert image.mode.startswith("I")
+    assert cache.decode_image(path, 32).max() == expected
+    assert cache.decode_image(path, 32).min() == 0
+
+
+def test_a_wide_image_is_padded_with_black_not_stretched(tmp_path):
+    Image.fromarray(np.full((20, 40), 100, np.uint8)).save(tmp_path / "wide.png")
+    decoded = cache.decode_image(tmp_path / "wide.png", 40)
+    assert (decoded[:10] == 0).all() and (decoded[10:30] == 100).all() and (decoded[30:] == 0).all()
+
+
+def test_shrinking_averages_instead_of_aliasing(tmp_path):
+    stripes = np.zeros((256, 256), np.uint8)
+    stripes[:, ::2] = 255
+    Image.fromarray(stripes).save(tmp_path / "stripes.png")
+    assert np.abs(cache.decode_image(tmp_path / "stripes.png", 32).astype(int) - 127).max() <= 8  # aliased: 127
+
+
+def test_pixels_with_no_known_range_are_refused(brain):
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(brain / "Training/no_tumor/float.tif")
+    Image.fromarray(np.full((8, 8), 70000, np.int32)).save(brain / "Training/no_tumor/large.tif")
+    with pytest.raises(DataError, match="(?s)2 file.*float.tif: floating-point.*large.tif: pixel values 70000"):
+        load_dataset("brain_mri", image_size_px=16)
+
+
+# --- cache ---------------------------------------------------------------------------------
+
+
+def test_the_second_call_reads_neither_images_nor_contents(brain, monkeypatch):
+    first = load_dataset("brain_mri", image_size_px=16)
+    monkeypatch.setattr(cache, "decode_image", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(cache, "_grey", lambda *_: pytest.fail("decoded again"))  # nothing ties here
+    monkeypatch.setattr(cache, "_sha256", lambda *_: pytest.fail("hashed again"))
+    second = load_dataset("brain_mri", image_size_px=16)
+    np.testing.assert_array_equal(first.images, second.images)
+    assert first.fingerprint == second.fingerprint == source_fingerprint("brain_mri")
+
+
+def test_each_image_size_has_its_own_cache(brain):
+    assert load_dataset("brain_mri", image_size_px=16).images.shape[1:3] == (16, 16)
+    assert load_dataset("brain_mri", image_size_px=20).images.shape[1:3] == (20, 20)
+    assert load_dataset("brain_mri", image_size_px=16).images.shape[1:3] == (16, 16)
+
+
+def test_a_changed_file_changes_fingerprint_and_images(brain):
+    before = load_dataset("brain_mri", image_size_px=16)
+    Image.fromarray(np.full((40, 40), 200, np.uint8)).save(brain / "Testing/glioma_tumor/image(0).jpg")
+    after = load_dataset("brain_mri", image_size_px=16)
+    assert after.fingerprint != before.fingerprint
+    assert after.images[0].min() > 190
+    np.testing.assert_array_equal(after.images[1:], before.images[1:])
+
+
+def test_the_fingerprint_does_not_depend_on_place_or_time(brain, tmp_path, monkeypatch):
+    before = source_fingerprint("brain_mri")
+    shutil.copytree(brain, tmp_path / "elsewhere" / "brain_mri")
+    for path in (tmp_path / "elsewhere").rglob("*.jpg"):
+        os.utime(path, (1, 1))
+    monkeypatch.setenv("FL_UTILS_DATA", str(tmp_path / "elsewhere"))
+    assert source_fingerprint("brain_mri") == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "other shape", "not a zip", "no member"])
+def test_a_damaged_cache_is_noticed_and_rebuilt(brain, damage):
+    expected = load_dataset("brain_mri", image_size_px=16).images
+    (path,) = (paths.cache_root() / "images").iterdir()
+    content = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "not a zip":
+        path.write_bytes(b"something else entirely" * 100)
+    elif damage == "no member":
+        np.savez(path, other=expected)
+    else:
+        np.savez(path, images=expected[:3])
+    with pytest.warns(RuntimeWarning, match="damaged"):
+        again = load_dataset("brain_mri", image_size_px=16).images
+    np.testing.assert_array_equal(again, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # whole again
+        np.testing.assert_array_equal(load_dataset("brain_mri", image_size_px=16).images, expected)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", '{"a": 3}', '{"a": [1, 2]}', '{"a": ["x", 2, "s"]}'])
+def test_a_damaged_manifest_is_made_again(brain, content):
+    before = source_fingerprint("brain_mri")
+    (path,) = (paths.cache_root() / "manifests").iterdir()
+    path.write_text(content)
+    assert source_fingerprint("brain_mri") == before
+    assert len(json.loads(path.read_text())) == 20
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_costs_a_warning_not_the_result(brain):
+    expected = load_dataset("brain_mri", image_size_px=64).images
+    shutil.rmtree(paths.cache_root())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # no file may grow past this: the write fails
+    try:
+        with pytest.warns(RuntimeWarning, match="Could not write the cache.*FL_UTILS_CACHE"):
+            dataset = load_dataset("brain_mri", image_size_px=64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    np.testing.assert_array_equal(dataset.images, expected)
+    assert not list((paths.cache_root() / "images").iterdir())  # nothing half-written
+
+
+def test_a_cache_folder_that_cannot_be_made_costs_a_warning(brain, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("FL_UTILS_CACHE", str(tmp_path / "file"))
+    with pytest.warns(RuntimeWarning, match="Could not write the cache"):
+        assert len(load_dataset("brain_mri", image_size_px=16)) == 20
+
+
+def test_progress_is_shown_only_when_asked_for(brain, capsys):
+    load_dataset("brain_mri", image_size_px=16)
+    assert capsys.readouterr() == ("", "")
+    load_dataset("brain_mri", image_size_px=17, progress=True)
+    assert "Decoding brain_mri" in capsys.readouterr().err
+
+
+# --- errors --------------------------------------------------------------------------------
+
+
+def test_missing_folder_says_what_to_set(data):
+    with pytest.raises(DataError, match=r"Set FL_UTILS_DATA to the folder that holds brain_mri/") as error:
+        load_dataset("brain_mri", image_size_px=16)
+    assert "brain_mri/{Training,Testing}/{glioma_tumor,meningioma_tumor,no_tumor,pituitary_tumor}" in str(error.value)
+    with pytest.raises(DataError, match="FL_UTILS_DATA"):
+        source_fingerprint("chest_xray")
+
+
+def test_missing_part(brain):
+    shutil.rmtree(brain / "Testing")
+    with pytest.raises(DataError, match=r"has no folder Testing/.*Expected layout"):
+        load_dataset("brain_mri", image_size_px=16)
+
+
+def test_missing_class_folder(brain):
+    shutil.rmtree(brain / "Training/no_tumor")
+    with pytest.raises(DataError, match="Training has no class folder no_tumor"):
+        load_dataset("brain_mri", image_size_px=16)
+
+
+def test_empty_class_folder(brain):
+    for path in (brain / "Training/no_tumor").iterdir():
+        path.unlink()
+    (brain / "Training/no_tumor/.DS_Store").write_bytes(b"x")
+    with pytest.raises(DataError, match="no_tumor holds no images"):
+        load_dataset("brain_mri", image_size_px=16)
+
+
+def test_unknown_class_folder(brain):
+    (brain / "Training/astrocytoma").mkdir()
+    with pytest.raises(DataError, match="not known: astrocytoma.*Expected layout.*glioma_tumor"):
+        load_dataset("brain_mri", image_size_px=16)
+
+
+def test_images_outside_the_class_folders(brain):
+    shutil.copy(brain / "Training/no_tumor/image(0).jpg", brain / "Training/stray.JPG")
+    with pytest.raises(DataError, match="outside the class folders: stray.JPG"):
+        load_dataset("brain_mri", image_size_px=16)
+
+
+def test_unreadable_and_truncated_images_are_all_listed(brain):
+    truncated = brain / "Training/no_tumor/image(0).jpg"
+    truncated.write_bytes(truncated.read_bytes()[:-400])
+    (brain / "Testing/glioma_tumor/image(1).jpg").write_bytes(b"this is not an image")
+    (brain / "Testing/glioma_tumor/empty.png").write_bytes(b"")
+    with pytest.raises(DataError) as error:
+        load_dataset("brain_mri", image_size_px=16)
+    message = str(error.value)
+    assert "3 file(s) could not be read" in message
+    glioma = "Testing/glioma_tumor"
+    for source in ("Training/no_tumor/image(0).jpg", f"{glioma}/image(1).jpg", f"{glioma}/empty.png"):
+        assert source in message
+    assert "truncated" in message
+    assert str(brain) not in message
+    assert not list((paths.cache_root()).glob("images/*"))
+
+
+def test_no_more_than_ten_bad_files_are_listed(brain):
+    for i in range(14):
+        (brain / f"Training/no_tumor/bad{i:02d}.png").write_bytes(b"no")
+    with pytest.raises(DataError, match="(?s)14 file.*bad09.png.*and 4 more") as error:
+        load_dataset("brain_mri", image_size_px=16)
+    assert "bad10" not in str(error.value)
+
+
+def test_a_folder_or_dangling_link_among_the_images_is_listed(brain):
+    (brain / "Training/no_tumor/more").mkdir()
+    (brain / "Training/no_tumor/link.png").symlink_to(brain / "gone.png")
+    with pytest.raises(DataError, match="(?s)2 file.*link.png: No such file.*more: Is a directory"):
+        load_dataset("brain_mri", image_size_px=16)
+
+
+@pytest.mark.parametrize("size", [0, 15, 1025, -3])
+def test_image_size_out_of_range(size):
+    for name in ("phantom_brain", "brain_mri"):
+        with pytest.raises(DataError, match=f"image_size_px is {size}; expected 16 to 1024"):
+            load_dataset(name, image_size_px=size)
+
+
+def test_unknown_dataset():
+    with pytest.raises(DataError, match="no dataset 'brain'.*phantom_chest"):
+        load_dataset("brain", image_size_px=16)
+
+
+@pytest.mark.parametrize("num_images", [0, -1])
+def test_no_images_asked_for(num_images):
+    with pytest.raises(DataError, match=f"num_images is {num_images}; expected 1 or more"):
+        load_dataset("phantom_brain", image_size_px=32, num_images=num_images)
+
+
+def test_num_images_is_for_phantoms():
+    with pytest.raises(DataError, match="real data"):
+        load_dataset("brain_mri", image_size_px=32, num_images=10)
+
+
+# --- phantoms ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["phantom_brain", "phantom_chest"])
+def test_phantoms(name):
+    dataset = load_dataset(name, image_size_px=32, num_images=60, seed=3)
+    assert dataset.images.shape == (60, 32, 32, 1) and dataset.images.dtype == np.uint8
+    assert dataset.masks.shape == (60, 32, 32) and dataset.synthetic
+    assert len({image.tobytes() for image in dataset.images}) == 60  # no copies
+    for column in (dataset.groups, dataset.duplicate_groups, dataset.picture_groups):
+        assert len(np.unique(column)) == 60
+    assert set(dataset.labels) == set(range(dataset.num_classes))
+    assert 0.1 <= (dataset.published_split == "test").mean() <= 0.2
+    assert set(dataset.labels[dataset.published_split == "test"]) == set(range(dataset.num_classes))
+
+
+def test_phantoms_depend_on_their_arguments_only():
+    arguments = {"image_size_px": 32, "num_images": 8, "seed": 3}
+    first, second = (load_dataset("phantom_brain", **arguments) for _ in range(2))
+    np.testing.assert_array_equal(first.images, second.images)
+    assert first.fingerprint == second.fingerprint == source_fingerprint("phantom_brain", **arguments)
+    others = [
+        source_fingerprint("phantom_brain", **{**arguments, **change})
+        for change in ({"image_size_px": 33}, {"num_images": 9}, {"seed": 4})
+    ]
+    others.append(source_fingerprint("phantom_chest", **arguments))
+    assert len({first.fingerprint, *others}) == 5
+    assert not np.array_equal(load_dataset("phantom_brain", **{**arguments, "seed": 4}).images, first.images)
+
+
+def test_subset():
+    dataset = load_dataset("phantom_brain", image_size_px=32, num_images=10)
+    part = dataset.subset([7, 2])
+    assert len(part) == 2 and part.labels.tolist() == dataset.labels[[7, 2]].tolist()
+    np.testing.assert_array_equal(part.masks[0], dataset.masks[7])
+    assert part.fingerprint not in (dataset.fingerprint, dataset.subset([2, 7]).fingerprint)
+    mask = np.arange(10) < 3
+    assert dataset.subset(mask).sources.tolist() == dataset.sources[:3].tolist()
+    assert part.picture_groups.tolist() == dataset.picture_groups[[7, 2]].tolist()
+    for column in ("labels", "picture_groups"):
+        with pytest.raises(DataError, match=f"{column} has 3 entries for 10 images"):
+            type(dataset)(**{**vars(dataset), column: getattr(dataset, column)[:3]})
+
+
+def test_the_data_floor_does_not_import_tensorflow():
+    import subprocess
+
+    code = "import sys, fl_utils.data; assert not [m for m in sys.modules if m.split('.')[0] == 'tensorflow']"
+    subprocess.run([sys.executable, "-c", code], check=True)

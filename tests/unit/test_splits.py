@@ -1,0 +1,154 @@
+"""Splits and the IID partition: stated cases and errors; the general rules are in tests/property."""
+
+import numpy as np
+import pytest
+
+from fl_utils.data import DataError, ImageDataset, PartitionError, iid_partition, make_split
+
+
+def dataset(labels, duplicate_groups=None, picture_groups=None, groups=None, published=None):
+    """Every image its own file; every file its own picture; every picture its own group, unless told."""
+    num = len(labels)
+    duplicate_groups = np.arange(num) if duplicate_groups is None else np.asarray(duplicate_groups, np.int64)
+    picture_groups = duplicate_groups if picture_groups is None else np.asarray(picture_groups, np.int64)
+    return ImageDataset(
+        name="made_up",
+        images=np.zeros((num, 4, 4, 1), np.uint8),
+        labels=np.asarray(labels, np.int64),
+        class_names=tuple("abcdef"[: int(max(labels)) + 1]),
+        groups=picture_groups if groups is None else np.asarray(groups, np.int64),
+        duplicate_groups=duplicate_groups,
+        picture_groups=picture_groups,
+        patients=np.full(num, ""),
+        published_split=np.full(num, "train") if published is None else np.asarray(published),
+        sources=np.array([f"{i}.png" for i in range(num)]),
+        masks=None,
+        fingerprint="0" * 64,
+        synthetic=True,
+    )
+
+
+def test_deduplicated_fractions_without_groups_are_exact():
+    data = dataset([0] * 100 + [1] * 50)
+    split = make_split(data, kind="deduplicated", seed=0)
+    assert split.name == "deduplicated"
+    assert np.bincount(data.labels[split.test]).tolist() == [20, 10]
+    assert np.bincount(data.labels[split.validation]).tolist() == [8, 4]
+    assert np.bincount(data.labels[split.train]).tolist() == [72, 36]
+
+
+COPIES = [0, 1, 0, 2, 3, 3, 4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("saved_again", [False, True], ids=["byte-identical", "saved again"])
+def test_deduplicated_keeps_the_first_of_each_picture(saved_again):
+    copies = {"picture_groups" if saved_again else "duplicate_groups": COPIES}
+    split = make_split(dataset([0] * 12, **copies), kind="deduplicated", seed=0)
+    assert sorted([*split.train, *split.validation, *split.test]) == [0, 1, 3, 4, 6, 7, 8, 9, 10, 11]
+    assert not split.test_leaked.any()
+
+
+def test_deduplicated_numbers_of_pictures_need_not_follow_the_paths():
+    data = dataset([0] * 12, picture_groups=[9 - copy for copy in COPIES], groups=COPIES)
+    split = make_split(data, kind="deduplicated", seed=0)
+    assert sorted([*split.train, *split.validation, *split.test]) == [0, 1, 3, 4, 6, 7, 8, 9, 10, 11]
+
+
+def test_published_is_as_downloaded_and_marks_the_copies():
+    contents = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 10, 10, 3]
+    data = dataset([0] * 14, duplicate_groups=contents, published=["train"] * 10 + ["test"] * 4)
+    split = make_split(data, kind="published", seed=1)
+    assert split.test.tolist() == [10, 11, 12, 13]
+    # The copies of 10 lie within test only: nothing of them was trained on.
+    assert split.test_leaked.tolist() == [True, False, False, True]
+    assert sorted([*split.train, *split.validation]) == list(range(10))
+
+
+def test_published_marks_pictures_that_were_saved_again():
+    pictures = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 10, 10, 3]
+    data = dataset([0] * 14, picture_groups=pictures, published=["train"] * 10 + ["test"] * 4)
+    assert len(np.unique(data.duplicate_groups)) == 14  # no two files alike
+    for seed in range(10):  # whether train or validation got the twin
+        split = make_split(data, kind="published", seed=seed)
+        assert split.test.tolist() == [10, 11, 12, 13]
+        assert split.test_leaked.tolist() == [True, False, False, True]
+        assert sorted([*split.train, *split.validation]) == list(range(10))
+
+
+def test_a_class_of_few_images_is_spread_as_far_as_it_goes():
+    data = dataset([0] * 40 + [1] * 3 + [2] * 2 + [3])
+    for seed in range(20):
+        split = make_split(data, kind="deduplicated", seed=seed)
+        counts = [np.bincount(data.labels[side], minlength=4) for side in (split.train, split.validation, split.test)]
+        assert [c[1] for c in counts] == [1, 1, 1]
+        assert [c[2] for c in counts] == [1, 0, 1]
+        assert [c[3] for c in counts] == [1, 0, 0]
+
+
+def test_no_validation():
+    split = make_split(dataset([0] * 10 + [1] * 10), kind="deduplicated", validation_fraction=0, seed=0)
+    assert len(split.validation) == 0 and len(split.train) == 16 and len(split.test) == 4
+
+
+def test_the_seed_decides_and_nothing_else():
+    data = dataset([0, 1] * 50)
+    first, second, other = (make_split(data, kind="deduplicated", seed=seed) for seed in (0, 0, 1))
+    for side in ("train", "validation", "test"):
+        np.testing.assert_array_equal(getattr(first, side), getattr(second, side))
+    assert not np.array_equal(first.test, other.test)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1, 1.5, float("nan")])
+def test_fractions_out_of_range(fraction):
+    data = dataset([0, 1] * 10)
+    with pytest.raises(DataError, match="validation_fraction is"):
+        make_split(data, kind="deduplicated", validation_fraction=fraction, seed=0)
+    with pytest.raises(DataError, match="test_fraction is"):
+        make_split(data, kind="deduplicated", test_fraction=fraction, seed=0)
+
+
+def test_unknown_kind():
+    with pytest.raises(DataError, match="no split 'random'; expected 'deduplicated' or 'published'"):
+        make_split(dataset([0, 1]), kind="random", seed=0)
+
+
+def test_a_side_without_images():
+    with pytest.raises(DataError, match="leaves no image for test"):
+        make_split(dataset([0, 0, 0], duplicate_groups=[0, 0, 0]), kind="deduplicated", seed=0)
+    with pytest.raises(DataError, match="leaves no image for test"):
+        make_split(dataset([0, 0, 0], picture_groups=[0, 0, 0]), kind="deduplicated", seed=0)
+    with pytest.raises(DataError, match="published split leaves no image for test"):
+        make_split(dataset([0] * 5), kind="published", seed=0)
+    with pytest.raises(DataError, match="published split leaves no image for train"):
+        make_split(dataset([0] * 5, published=["test"] * 5), kind="published", seed=0)
+
+
+def test_iid_partition_is_even():
+    labels = np.repeat([0, 1, 2], [50, 31, 7])
+    parts = iid_partition(labels, np.arange(88), num_clients=4, rng=np.random.default_rng(0))
+    counts = np.array([np.bincount(labels[part], minlength=3) for part in parts])
+    assert (counts.max(axis=0) - counts.min(axis=0) <= 1).all()
+    assert counts.sum(axis=1).tolist() == [22, 22, 22, 22]
+
+
+def test_one_hospital_gets_everything():
+    (part,) = iid_partition(np.zeros(5, int), np.arange(5), num_clients=1, rng=np.random.default_rng(0))
+    assert part.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_fewer_images_than_hospitals():
+    rng = np.random.default_rng(0)
+    with pytest.raises(PartitionError, match="3 images in 3 groups.*5 hospitals.*fewer hospitals or more images"):
+        iid_partition(np.zeros(3, int), np.arange(3), num_clients=5, rng=rng)
+    with pytest.raises(PartitionError, match="6 images in 2 groups"):
+        iid_partition(np.zeros(6, int), np.repeat([0, 1], 3), num_clients=5, rng=rng)
+    with pytest.raises(PartitionError, match="0 images"):
+        iid_partition(np.zeros(0, int), np.zeros(0, int), num_clients=1, rng=rng)
+
+
+def test_bad_partition_arguments():
+    rng = np.random.default_rng(0)
+    with pytest.raises(PartitionError, match="num_clients is 0"):
+        iid_partition(np.zeros(3, int), np.arange(3), num_clients=0, rng=rng)
+    with pytest.raises(PartitionError, match="of one length"):
+        iid_partition(np.zeros(3, int), np.arange(4), num_clients=1, rng=rng)
