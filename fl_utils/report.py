@@ -1,7 +1,11 @@
 """Runs the notebooks from their text sources, in a profile, one after another."""
 
+import contextlib
 import os
 import re
+import shutil
+import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +15,7 @@ import nbformat
 import typer
 
 from fl_utils import paths
-from fl_utils.experiments.plans import settings_of
+from fl_utils.experiments import plans
 from fl_utils.readme import write_readme
 
 #: Keeps warnings and progress out of what is committed; a notebook's own output stays.
@@ -36,12 +40,9 @@ def sources(only: Sequence[str] = ()) -> list[Path]:
     return [path for path in every if not only or path.name[:2] in only]
 
 
-def output_path(source: Path, profile: str) -> Path:
-    """Where an executed notebook goes: `notebooks/` for "paper", else `results/<profile>/notebooks/`."""
-    folder = paths.project_root() / "notebooks"
-    if profile != "paper":
-        folder = paths.results_root(profile) / "notebooks"
-    return folder / f"{source.stem}.ipynb"
+def output_folder(profile: str) -> Path:
+    """Where executed notebooks go: `notebooks/` for "paper", else `results/<profile>/notebooks/`."""
+    return paths.project_root() / "notebooks" if profile == "paper" else paths.results_root(profile) / "notebooks"
 
 
 def run_notebooks(profile: str, *, only: Sequence[str] = (), train: bool = True) -> list[Path]:
@@ -57,25 +58,48 @@ def run_notebooks(profile: str, *, only: Sequence[str] = (), train: bool = True)
       ConfigError: no such profile.
       NotebookError: a notebook failed; what it got to is left beside its place with the ending `.failed.ipynb`.
     """
-    settings_of(profile)
-    executed = []
-    for source in sources(only):
-        start = time.monotonic()
-        typer.echo(f"{source.stem} ({profile}) ...", nl=False)
-        executed.append(run_notebook(source, profile, train=train))
-        typer.echo(f" done in {time.monotonic() - start:.0f} s")
+    plans.settings_of(profile)
+    chosen = sources(only)
+    if train:
+        train_what_is_missing(profile, chosen)
+    with contextlib.ExitStack() as stack:
+        folder = output_folder(profile)
+        if not train:  # Figures and tables only: the notebooks' own outputs stay as they are.
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        executed = []
+        for source in chosen:
+            start = time.monotonic()
+            typer.echo(f"{source.stem} ({profile}) ...", nl=False)
+            executed.append(run_notebook(source, profile, folder, train=train))
+            typer.echo(f" done in {time.monotonic() - start:.0f} s")
     if profile == "paper" and not only:
         write_readme()
-    typer.echo(f"Figures and tables: {_shown(paths.results_root(profile))}; notebooks: {_shown(executed[0].parent)}")
+    typer.echo(f"Figures and tables: {_shown(paths.results_root(profile))}")
+    if train:
+        typer.echo(f"Notebooks: {_shown(folder)}")
     return executed
 
 
-def run_notebook(source: Path, profile: str, *, train: bool = True) -> Path:
-    """Executes one notebook and writes it, whole or not at all; see `run_notebooks`."""
+def train_what_is_missing(profile: str, chosen: Sequence[Path]) -> None:
+    """Trains the notebooks' runs here, where a terminal can show a bar; the notebooks then load them."""
+    progress = sys.stderr.isatty()
+    for source in chosen:
+        for dataset in plans.datasets_of(profile):
+            start = time.monotonic()
+            configs = plans.NOTEBOOK_CONFIGS[source.stem[:2]](profile, dataset, progress)
+            plans.sweep(configs, progress=progress)
+            typer.echo(f"{source.stem[:2]} {dataset}: {len(configs)} runs are there ({time.monotonic() - start:.0f} s)")
+
+
+def run_notebook(source: Path, profile: str, folder: Path | None = None, *, train: bool = True) -> Path:
+    """Executes one notebook and writes it to a folder (default `output_folder`), whole or not at all.
+
+    Raises: see `run_notebooks`.
+    """
     import papermill
     from traitlets.config import Config
 
-    target = output_path(source, profile)
+    target = (folder or output_folder(profile)) / f"{source.stem}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     # Hidden names beside the target: what is listed there is whole.
     unexecuted, running = (target.with_name(f".{kind}_{target.name}") for kind in ("source", "running"))
@@ -96,8 +120,9 @@ def run_notebook(source: Path, profile: str, *, train: bool = True) -> Path:
         os.replace(running, target)
         target.with_suffix(".failed.ipynb").unlink(missing_ok=True)  # of an earlier attempt
     except papermill.PapermillExecutionError as error:
-        failed = target.with_suffix(".failed.ipynb")
-        os.replace(running, failed)
+        failed = output_folder(profile) / f"{source.stem}.failed.ipynb"
+        failed.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(running, failed)
         raise NotebookError(
             f"{source.stem} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
             f"See {_shown(failed)} for how far it got."

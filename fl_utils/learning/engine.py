@@ -23,6 +23,7 @@ import itertools
 import os
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read once, when TensorFlow is loaded
@@ -208,6 +209,13 @@ def ensure_started(max_concurrent_computation_calls: int = 2, startup_timeout_s:
         except BaseException:
             stop()
             raise
+        if not is_private():
+            warnings.warn(
+                "TFF's worker listens on all network interfaces without authentication, as TFF ships it: this kernel "
+                "does not let its address be changed. Keep this machine behind a firewall while it runs.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 def stop() -> None:

@@ -109,7 +109,8 @@ class Worker:
                 cwd=self._folder,  # holds the Unix socket
                 start_new_session=True,  # Ctrl-C in a terminal reaches Python only, which decides
                 # An inherited level would hide the worker's own account of what went wrong from its log.
-                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"},
+                # Few arenas: with one a thread, glibc keeps what short-lived threads freed, and memory creeps up.
+                env={"MALLOC_ARENA_MAX": "2", **os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"},
             )
         try:
             self._socket = self._folder / str(self._port) if _listen_on_unix_socket(self.process, binary, constant_at) else None
@@ -232,8 +233,7 @@ def _listen_on_unix_socket(process: subprocess.Popen, binary: Path, constant_at:
     authentication, so whoever reaches the port can run graphs as this user, which read and write files. gRPC also
     understands "unix:", which happens to be as long: it is written over the constant in the memory of our own child
     before the worker, which first loads for some 50 ms, reads it; `start` tries again when that came too late. No file
-    is changed. Where the kernel refuses
-    (ptrace restrictions) or the constant is not found exactly once, nothing is changed and False is returned.
+    is changed. Where the kernel refuses (ptrace restrictions) or the constant is not found exactly once, nothing is changed and False is returned.
     """
     if constant_at is None:
         return False
