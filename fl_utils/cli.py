@@ -9,7 +9,6 @@ import typer.core
 from fl_utils import __version__
 
 
-
 class _Commands(typer.core.TyperGroup):
     """Ctrl-C ends with a sentence; Typer by itself ends without a word."""
 

@@ -97,6 +97,7 @@ def run_notebook(source: Path, profile: str, folder: Path | None = None, *, trai
     Raises: see `run_notebooks`.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
     target = (folder or output_folder(profile)) / f"{source.stem}.ipynb"
@@ -126,6 +127,11 @@ def run_notebook(source: Path, profile: str, folder: Path | None = None, *, trai
         raise NotebookError(
             f"{source.stem} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
             f"See {_shown(failed)} for how far it got."
+        ) from None
+    except DeadKernelError:
+        raise NotebookError(
+            f"{source.stem}: its kernel died, most often for want of memory. Close other programs or take a "
+            "smaller profile, then run it again; finished runs are kept."
         ) from None
     finally:
         unexecuted.unlink(missing_ok=True)

@@ -287,15 +287,16 @@ def confusion(runs: Sequence[RunRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def reliability(runs: Sequence[RunRecord], num_bins: int = 10) -> pd.DataFrame:
+def reliability(runs: Sequence[RunRecord], num_bins: int = 15) -> pd.DataFrame:
     """Confidence against accuracy in equal bins, over all seeds: panel, model, confidence, accuracy, count."""
     tables = []
     for members in arms(runs).values():
         stacked = [(probabilities(run), test_set(run)["label"].to_numpy()) for run in members]
         confidence = np.concatenate([p.max(axis=2).ravel() for p, _ in stacked])
         correct = np.concatenate([(p.argmax(axis=2) == labels).ravel() for p, labels in stacked])
-        frame = pd.DataFrame({"bin": np.minimum((confidence * num_bins).astype(int), num_bins - 1),
-                              "confidence": confidence, "accuracy": correct})
+        # The right edge belongs to the bin, as in `evaluation.expected_calibration_error`.
+        bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+        frame = pd.DataFrame({"bin": bins, "confidence": confidence, "accuracy": correct})
         binned = frame.groupby("bin").agg(
             confidence=("confidence", "mean"), accuracy=("accuracy", "mean"), count=("accuracy", "size")
         )

@@ -15,7 +15,8 @@ from fl_utils.statistics import seed_interval
 
 @figure_function
 def learning_curves(
-    df: pd.DataFrame, *, y_label: str, by: str = "method", columns: int = 2, share_y: bool = True
+    df: pd.DataFrame, *, y_label: str, x_label: str = ROUND_LABEL, by: str = "method", columns: int = 2,
+    share_y: bool = True,
 ) -> Figure:
     """A metric over the rounds: mean over seeds, with a band.
 
@@ -28,6 +29,7 @@ def learning_curves(
         picture each, e.g. the data set) and selected_round (a ring marks the lower median of
         the selected rounds, NaN where there is none).
       y_label: what `value` is, e.g. "Balanced accuracy (validation)".
+      x_label: what a round is, where it is not one of communication.
       by: "method" or "model": the column whose names `style.LOOKS` knows.
       columns: panels side by side.
       share_y: one scale for all panels.
@@ -43,7 +45,7 @@ def learning_curves(
     for ax, table in zip(axes, panels.values(), strict=True):
         for name, rows in table.groupby(by, sort=False):
             _curve(ax, rows, looks[name])
-        ax.set_xlabel(ROUND_LABEL)
+        ax.set_xlabel(x_label)
         ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     for ax in axes:
         if not share_y or ax.get_subplotspec().is_first_col():

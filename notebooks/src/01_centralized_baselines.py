@@ -29,7 +29,7 @@
 import pandas as pd
 from IPython.display import Markdown, display
 
-from fl_utils import paths, plotting
+from fl_utils import plotting
 from fl_utils.data.audit import audit
 from fl_utils.data.load import DataError
 from fl_utils.experiments import analysis, plans
@@ -80,11 +80,12 @@ for config in {config.dataset: config for config in configs}.values():
 # %%
 for name, dataset in data.items():
     figure = plotting.image_gallery(dataset.images, dataset.labels, dataset.class_names, dataset.masks)
-    plotting.save_figure(
-        figure, f"fig01_gallery_{name}", data=pd.DataFrame({"source": dataset.sources, "label": dataset.labels}),
-        caption=f"{name}: the first images of each class at {dataset.images.shape[1]} pixels, window 0 to 255.",
-        profile=PROFILE, synthetic=SYNTHETIC,
-    )
+    if dataset.synthetic:  # Real images are shown here and stored nowhere else.
+        shown = pd.DataFrame({"source": dataset.sources, "label": dataset.labels}).groupby("label").head(6)
+        plotting.save_figure(
+            figure, f"fig01_gallery_{name}", data=shown, profile=PROFILE, synthetic=SYNTHETIC,
+            caption=f"{analysis.panel(name)}: the first images of each class at {dataset.images.shape[1]} pixels.",
+        )
     display(figure)
 
 # %% [markdown]
@@ -145,7 +146,8 @@ display(settings[shown].assign(parameters=settings["model"].map(parameters)).res
 
 # %%
 curves = analysis.curves(runs, METRIC).assign(panel=lambda frame: frame["dataset"].map(analysis.panel))
-figure = plotting.learning_curves(curves, y_label="Test balanced accuracy", by="model", share_y=False)
+figure = plotting.learning_curves(curves, y_label="Test balanced accuracy", x_label="Pass over the images", by="model",
+                                  share_y=False)
 plotting.save_figure(
     figure, "fig01_curves", data=curves, profile=PROFILE, synthetic=SYNTHETIC,
     caption="Balanced accuracy on the test set by pass over the pooled images; band: 95 % t-interval over seeds. "
