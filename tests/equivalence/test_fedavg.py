@@ -73,6 +73,8 @@ def deltas_by_hand(weights, sizes, settings, round_num, class_weights=ONES):
 
 
 def distance(a, b):
+    """The largest absolute difference of two lists of weights."""
+    print("distance", max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True)))
     return max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
 
 

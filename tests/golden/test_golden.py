@@ -4,10 +4,10 @@ A change of these numbers that nobody meant is a defect: another order of batche
 augmentation, a lost momentum. To change them on purpose see `regenerate.py`.
 
 Tolerance: the same code gives the same bits on the same machine. Another number of cores or other oneDNN kernels
-(other CPU, TF_ENABLE_ONEDNN_OPTS) add the same numbers in another order, which changes float32 sums in the
-last digits, and training carries that on. Measured here, one core against two and oneDNN against none: @@ in the loss.
-LOSS_TOLERANCE is far above that and far below what one left-out batch does. An accuracy may differ by one image, where
-two classes were as good as equal.
+(another CPU, TF_ENABLE_ONEDNN_OPTS=0) may add the same numbers in another order, which changes float32 sums in their
+last digits, and training carries that on. Here, one core against two and no oneDNN against oneDNN changed none of the
+6 digits that a record keeps. LOSS_TOLERANCE leaves 100 units of the last digit for other machines; a momentum of
+0.89 instead of 0.9 moves the losses by 40 times as much. An accuracy may differ by one image, where two classes were as good as equal.
 """
 
 import json
@@ -16,7 +16,7 @@ import pytest
 
 from tests.golden.regenerate import FOLDER, METHODS, three_rounds
 
-LOSS_TOLERANCE = 2e-4
+LOSS_TOLERANCE = 1e-4
 pytestmark = pytest.mark.usefixtures("folders")
 
 
@@ -32,12 +32,8 @@ def test_three_rounds(method):
         assert abs(value - expected) <= allowed, f"{name}: {value}, expected {expected} within {allowed:.2g}"
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_golden_runs_learn(method):
-    """Numbers that any code would give guard nothing: the training loss falls."""
-    golden = json.loads((FOLDER / f"{method}.json").read_text())
-    losses = {}
-    for round_num, client, split, metric, value in golden["rows"]:
-        if (split, metric) == ("train", "loss"):
-            losses.setdefault(client, {})[round_num] = value
-    assert losses and all(curve[3] < curve[1] - 0.02 for curve in losses.values())
+def test_a_small_change_is_noticed():
+    """Numbers that any code would give guard nothing."""
+    golden, changed = json.loads((FOLDER / "centralized.json").read_text()), three_rounds("centralized", client_momentum=0.89)
+    rows = zip(golden["rows"], changed["rows"], strict=True)
+    assert max(abs(a[-1] - b[-1]) for a, b in rows if a[3] == "loss") > 10 * LOSS_TOLERANCE

@@ -129,7 +129,7 @@ def test_runs_in_smoke(source, folders):
     check_executed(path, source)
     injected = [cell for cell in nbformat.read(path, as_version=4).cells if "injected-parameters" in cell.metadata.get("tags", [])]
     assert len(injected) == 1 and 'PROFILE = "smoke"' in injected[0].source
-    assert sorted(entry.name for entry in path.parent.iterdir() if not entry.name.endswith(".ipynb")) == []
+    assert [entry.name for entry in path.parent.iterdir() if entry.name.startswith(".") or entry.suffix != ".ipynb"] == []
     figures = list((folders / "results" / "smoke" / "figures").glob(f"fig{source.name[:2]}_*.png"))
     assert figures and all(figure.with_suffix(".csv").is_file() for figure in figures)
 
@@ -140,7 +140,7 @@ def test_failing_notebook_names_the_cell_and_keeps_what_there_is(folders, tmp_pa
     with pytest.raises(report.NotebookError, match="99_broken failed in cell 4: ZeroDivisionError"):
         report.run_notebook(source, "smoke")
     folder = folders / "results" / "smoke" / "notebooks"
-    assert not (folder / "99_broken.ipynb").exists() and not list(folder.glob("*.tmp"))
+    assert not (folder / "99_broken.ipynb").exists() and not [entry for entry in folder.iterdir() if entry.name.startswith(".")]
     assert "so far" in json.dumps(nbformat.read(folder / "99_broken.failed.ipynb", as_version=4))
 
 
