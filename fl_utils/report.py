@@ -84,6 +84,8 @@ def train_what_is_missing(profile: str, chosen: Sequence[Path]) -> None:
     """Trains the notebooks' runs here, where a terminal can show a bar; the notebooks then load them."""
     progress = sys.stderr.isatty()
     for source in chosen:
+        if source.stem[:2] not in plans.NOTEBOOK_CONFIGS:
+            continue  # It trains nothing, or by itself.
         for dataset in plans.datasets_of(profile):
             start = time.monotonic()
             configs = plans.NOTEBOOK_CONFIGS[source.stem[:2]](profile, dataset, progress)

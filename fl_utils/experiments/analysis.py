@@ -140,7 +140,8 @@ def claims(runs: Sequence[RunRecord], metric: str = "balanced_accuracy") -> pd.D
 
     "within 10 %": the ratio federated / centralized; it holds when the lower end of its 95 % bootstrap
     interval over patients is at least 0.9. "better than alone": the difference to each hospital alone,
-    mean over hospitals, where the same number of hospitals was trained alone. p-values: paired t over seeds, Holm-corrected over the whole table.
+    mean over hospitals, where the same number of hospitals was trained alone. p-values: paired t over
+    seeds, Holm-corrected over the whole table.
 
     Returns:
       One row a federated arm and claim: dataset, split, label, claim, estimate, low, high (bootstrap over
@@ -155,10 +156,9 @@ def claims(runs: Sequence[RunRecord], metric: str = "balanced_accuracy") -> pd.D
             continue
         shared = {name: config[name] for name in ("dataset", "split", "model")}
         rows.append(_claim(members, select(runs, method="centralized", **shared), "within 10 % of centralized", metric))
-        alone = [run for run in runs if run.config["method"] == "local" and run.config["num_clients"] == config["num_clients"]]
-        if alone:
-            alone = select(alone, **shared)
-            rows.append(_claim(members, alone, "better than a hospital alone", metric))
+        alone = {**shared, "method": "local", "num_clients": config["num_clients"]}
+        if any(all(run.config[name] == value for name, value in alone.items()) for run in runs):
+            rows.append(_claim(members, select(runs, **alone), "better than a hospital alone", metric))
     if not rows:
         raise ValueError(f"None of {len(runs)} records is of a federated run.")
     table = pd.DataFrame(rows)
@@ -177,8 +177,14 @@ def _claim(federated: Sequence[RunRecord], other: Sequence[RunRecord], claim: st
     if not np.array_equal(ours.table["example"], theirs.table["example"]):
         raise ValueError(f"{other[0].path.name} was judged on another test set than {federated[0].path.name}.")
     ratio = claim.startswith("within")
+
+    def compare(index: np.ndarray) -> float:
+        if not ratio:
+            return ours(index) - theirs(index)
+        return ours(index) / theirs(index) if theirs(index) else float("nan")
+
     interval = cluster_bootstrap(
-        lambda index: ours(index) / theirs(index) if ratio else ours(index) - theirs(index),
+        compare,
         ours.groups,
         rng=seeding.generator(0, "bootstrap", metric, claim),
     )
@@ -200,10 +206,14 @@ def curves(runs: Sequence[RunRecord], metric: str = "balanced_accuracy", split: 
 
     Returns:
       Columns dataset, method, model, num_clients, seed, round, value.
+    Raises:
+      ValueError: federations of different size, whose rounds cannot share an axis.
     """
     tables = []
-    federated = [run.config["num_clients"] for run in runs if run.config["method"] == "fedavg"]
-    unit = federated[0] if federated else 1
+    federated = {run.config["num_clients"] for run in runs if run.config["method"] == "fedavg"}
+    if len(federated) > 1:
+        raise ValueError(f"Federations of {sorted(federated)} hospitals have no axis in common; call once for each.")
+    unit = federated.pop() if federated else 1
     for run in runs:
         config = run.config
         client = "client != ''" if config["method"] == "local" else "client == 'all'"

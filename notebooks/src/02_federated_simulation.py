@@ -44,7 +44,7 @@ METRIC = "balanced_accuracy"
 # %% [markdown]
 # ## The runs
 #
-# For every seed: the pooled model, each of 4 hospitals alone, and their federation; also 3 of 5 hospitals a
+# For every seed: the pooled model, each of 4 hospitals alone, and their federation; on phantoms also 3 of 5 hospitals a
 # round. One call loads the records that are there and trains what is missing; it can be stopped and started again.
 
 # %%

@@ -35,7 +35,7 @@ def train(method: str, folder: Path, hold_before_save: int = 0):
     """
     fields = {"num_clients": 3, "clients_per_round": 2} if method == "fedavg" else {}
     config = plans.base_config(
-        "smoke", "phantom_brain", method=method, num_images=60, image_size_px=16, total_rounds=TOTAL_ROUNDS,
+        "smoke", "phantom_brain", method=method, num_images=60, image_size_px=24, total_rounds=TOTAL_ROUNDS,
         client_epochs_per_round=2, **fields,
     )
     save = rounds.save_checkpoint

@@ -1,8 +1,8 @@
 """Federated averaging in TFF against what it must equal: NumPy, TFF's own, and plain SGD.
 
-All weights are float32 and below 1 here, so one operation rounds by at most 6e-8. TOLERANCE, 2e-6, leaves room for the
-some tens of operations of a few rounds; a wrong weight, order or sign changes the weights by 1e-3 and more, which
-the tests show where it matters.
+All weights are float32 and below 1 here, so one operation rounds by at most 6e-8, and the NumPy side is float64. Measured
+distances are below 1e-7; TOLERANCE, 1e-6, leaves room for other machines. A wrong share, order or sign moves the
+weights by 1e-3 and more, which the tests show where it matters.
 """
 
 import numpy as np
@@ -19,10 +19,10 @@ from fl_utils.learning.federated import FederatedLearner
 from fl_utils.learning.local import LocalSettings, example_order
 from fl_utils.models.classifiers import build_model
 
-TOLERANCE = 2e-6
+TOLERANCE = 1e-6
 SHAPE, NUM_CLASSES, SEED = (8, 8, 1), 3, 11
 ONES = np.ones(NUM_CLASSES, np.float32)
-SIZES = (4, 9, 21)  # with batches of 4: 1, 3 and 6 steps
+SIZES = (1, 5, 20)  # with batches of 4: 1, 2 and 5 steps
 pytestmark = pytest.mark.usefixtures("folders")
 
 
@@ -74,7 +74,6 @@ def deltas_by_hand(weights, sizes, settings, round_num, class_weights=ONES):
 
 def distance(a, b):
     """The largest absolute difference of two lists of weights."""
-    print("distance", max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True)))
     return max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
 
 
@@ -111,7 +110,7 @@ def test_mean_is_by_examples_and_the_server_takes_its_step(folders):
         return [w - 0.5 * (w - v) for w, v in zip(start, mean, strict=True)]
 
     assert distance(learner.weights(), half_a_step(SIZES)) < TOLERANCE
-    for wrong in ([1, 3, 6], [1, 1, 1]):  # batches; clients
+    for wrong in ([1, 2, 5], [1, 1, 1]):  # batches; clients
         assert distance(learner.weights(), half_a_step(wrong)) > 1e-3
     assert distance(learner.weights(), reference.federated_average(start, deltas, SIZES)) > 1e-3
 
