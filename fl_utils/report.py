@@ -153,7 +153,11 @@ def _cleaned(notebook):
         cell["id"] = f"cell-{number:02d}"
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [
+                output for output in cell.outputs
+                # A progress bar is a widget; its state is not kept.
+                if output.get("name") != "stderr" and "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+            ]
         kept.append(cell)
     notebook.cells = kept
     return notebook

@@ -62,7 +62,7 @@ print(f"{len(every)} runs: {', '.join(DATASETS)}; seeds {plans.settings_of(PROFI
 claims = analysis.claims(runs, METRIC)
 for row in claims[claims["label"] == "Federated, 4 hospitals"].itertuples():
     value = f"{row.quantity} **{row.estimate:.3f}** [{row.low:.3f}, {row.high:.3f}] over test patients"
-    verdict = "holds" if row.holds else "does **not** hold"
+    verdict = "holds" if row.holds else "does NOT hold"
     display(Markdown(
         f"**{analysis.panel(row.dataset)}, {row.claim}: {verdict}.** {value}; difference {row.difference:+.3f} "
         f"[{row.seed_low:+.3f}, {row.seed_high:+.3f}] over seeds, p = {row.p_holm:.2g} (paired t, Holm)."
@@ -92,7 +92,7 @@ print(f"{images.name}: largest difference between NumPy and TFF {step.max_differ
 # %%
 figure = plotting.round_steps(step.table)
 plotting.save_figure(
-    figure, "fig02_round", data=step.table, profile=PROFILE if not images.synthetic else "quick",
+    figure, "fig02_round", data=step.table, profile="quick" if images.synthetic and not SYNTHETIC else PROFILE,
     synthetic=images.synthetic,
     caption="One round of federated averaging: each hospital's share in the mean (its share of the images), and the length of its update; "
     "the mean is shorter than most, because updates point in different directions.",
