@@ -52,7 +52,7 @@ def class_counts(df: pd.DataFrame) -> Figure:
         ax.margins(y=0.12)
     handles = [Patch(label=drawn.label, **_bar(drawn)) for drawn in looks.values()]
     if "duplicates" in df:
-        handles.append(Patch(label="of these, with an exact copy", **_COPIES))
+        handles.append(Patch(label="of these, with a copy in another part", **_COPIES))
     top_legend(figure, handles)
     return figure
 

@@ -305,7 +305,7 @@ def test_reliability_has_a_diagonal_and_a_histogram_of_shares():
 
 def test_class_counts_draw_copies_at_the_foot_of_the_bars():
     figure = plotting.class_counts(counts())
-    assert legend_texts(figure) == ["train", "validation", "test", "of these, with an exact copy"]
+    assert legend_texts(figure) == ["train", "validation", "test", "of these, with a copy in another part"]
     assert len(figure.axes[0].patches) == 2 * 3 * 4
     without = plotting.class_counts(counts().drop(columns=["duplicates", "panel"]).drop_duplicates())
     assert len(without.axes[0].patches) == 3 * 4
