@@ -181,7 +181,10 @@ def _phantom_fingerprint(name: str, image_size_px: int, num_images: int, seed: i
 def _generate(info: DatasetCard, image_size_px: int, num_images: int, seed: int) -> ImageDataset:
     """Phantoms; a fifth of each class is given the published split "test"."""
     rng = seeding.generator(seed, "phantoms", info.name)
-    images, labels, masks = _GENERATORS[info.name](num_images, image_size_px=image_size_px, rng=rng)
+    try:
+        images, labels, masks = _GENERATORS[info.name](num_images, image_size_px=image_size_px, rng=rng)
+    except ValueError as error:  # phantoms need more pixels than real images do
+        raise DataError(f"{info.name}: {error}") from None
     labels = np.asarray(labels, np.int64)
     split = np.full(num_images, "train", dtype="<U5")
     for label in np.unique(labels):

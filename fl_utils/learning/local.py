@@ -57,7 +57,7 @@ def augment_batch(images: tf.Tensor, seed: tf.Tensor, kind: str) -> tf.Tensor:
     angle = draws[0] * (6.0 * math.pi / 180.0)
     scale = 1.0 + 0.05 * draws[1]
     shift_x, shift_y = 0.04 * width * draws[2], 0.04 * height * draws[3]
-    flip = tf.sign(draws[4]) if kind == "shift_rotate_flip" else tf.ones([number])
+    flip = tf.where(draws[4] < 0, -1.0, 1.0) if kind == "shift_rotate_flip" else tf.ones([number])
     # Output (x, y) is read at input (a x + b y + c, d x + e y + f), about the image's centre.
     cos, sin = tf.cos(angle) * scale, tf.sin(angle) * scale
     centre_x, centre_y = (width - 1.0) / 2.0, (height - 1.0) / 2.0

@@ -239,23 +239,36 @@ def _listen_on_unix_socket(process: subprocess.Popen, binary: Path, constant_at:
         return False
     try:
         deadline = time.monotonic() + 10
-        while os.readlink(f"/proc/{process.pid}/exe") != str(binary):  # still the launcher
-            if process.poll() is not None or time.monotonic() > deadline:
-                return False
+        while process.poll() is None and time.monotonic() < deadline:
+            # First still the launcher, then for some milliseconds the worker without its mappings.
+            if os.readlink(f"/proc/{process.pid}/exe") == str(binary):
+                address = _address_in(process.pid, binary, constant_at)
+                if address is not None:
+                    return _overwrite(process.pid, address)
             time.sleep(0.001)
-        for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
-            addresses, _, file_offset, _, _, *name = line.split(maxsplit=5)
-            start, end = (int(address, 16) for address in addresses.split("-"))
-            if name == [str(binary)] and 0 <= constant_at - int(file_offset, 16) < end - start:
-                with open(f"/proc/{process.pid}/mem", "r+b", buffering=0) as memory:
-                    memory.seek(start + constant_at - int(file_offset, 16))
-                    if memory.read(len(_LISTEN_EVERYWHERE)) != _LISTEN_EVERYWHERE:
-                        return False
-                    memory.seek(start + constant_at - int(file_offset, 16))
-                    return memory.write(_LISTEN_ON_UNIX_SOCKET) == len(_LISTEN_ON_UNIX_SOCKET)
     except (OSError, ValueError):
         pass
     return False
+
+
+def _address_in(pid: int, binary: Path, offset: int) -> int | None:
+    """Where a process has mapped this offset of the binary; None when it has not (yet)."""
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        addresses, _, file_offset, _, _, *name = line.split(maxsplit=5)
+        start, end = (int(address, 16) for address in addresses.split("-"))
+        if name == [str(binary)] and 0 <= offset - int(file_offset, 16) < end - start:
+            return start + offset - int(file_offset, 16)
+    return None
+
+
+def _overwrite(pid: int, address: int) -> bool:
+    """Writes the private address over the public one, if that is what stands there; returns whether it did."""
+    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(address)
+        if memory.read(len(_LISTEN_EVERYWHERE)) != _LISTEN_EVERYWHERE:
+            return False
+        memory.seek(address)
+        return memory.write(_LISTEN_ON_UNIX_SOCKET) == len(_LISTEN_ON_UNIX_SOCKET)
 
 
 @functools.cache

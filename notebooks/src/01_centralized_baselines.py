@@ -60,7 +60,7 @@ table = analysis.summary(runs, METRIC)
 for row in table.itertuples():
     display(Markdown(
         f"**{analysis.panel(row.dataset)}, {row.model}**: balanced accuracy **{row.mean:.3f}** [{row.low:.3f}, {row.high:.3f}] over "
-        f"{row.seeds} seeds; [{row.patient_low:.3f}, {row.patient_high:.3f}] over {row.patients} test patients."
+        f"{row.seeds} seeds; [{row.patient_low:.3f}, {row.patient_high:.3f}] over {row.patients} test patients or pictures."
     ))
 
 # %% [markdown]
