@@ -17,9 +17,14 @@ from fl_utils.experiments.hospitals import Hospitals, share_out
 from fl_utils.records import RunRecord
 
 
-@functools.lru_cache(maxsize=2)
 def dataset_of(name: str, image_size_px: int, num_images: int | None) -> ImageDataset:
     """The data set of a configuration; the last two are kept in memory."""
+    return _dataset(paths.data_root(), name, image_size_px, num_images)
+
+
+@functools.lru_cache(maxsize=2)
+def _dataset(data_root: Path, name: str, image_size_px: int, num_images: int | None) -> ImageDataset:
+    # The folder belongs to the key: FL_UTILS_DATA may change while Python runs.
     return load_dataset(name, image_size_px=image_size_px, num_images=num_images)
 
 
