@@ -22,12 +22,15 @@ class ExperimentConfig(pydantic.BaseModel):
 
     dataset: str
     method: Literal["centralized", "local", "fedavg"]
-    partition: Literal["pooled", "iid"]
+    partition: Literal["pooled", "iid", "natural"]
     num_clients: int = pydantic.Field(ge=1, le=1000)
     seed: int = pydantic.Field(ge=0)
     profile: Profile
 
-    split: Literal["deduplicated", "published"] = "deduplicated"
+    split: Literal[
+        "deduplicated", "near", "pictures", "random", "published", "published_clean", "published_thinned"
+    ] = "deduplicated"
+    split_seed: int | None = pydantic.Field(default=None, ge=0)
     image_size_px: int = pydantic.Field(default=64, ge=16, le=512)
     num_images: int | None = pydantic.Field(default=None, ge=1)
     model: Literal["seed_cnn", "residual_gn"] = "seed_cnn"

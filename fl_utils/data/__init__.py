@@ -2,8 +2,8 @@
 
 from fl_utils.data.audit import AuditReport, audit
 from fl_utils.data.catalogue import CARDS, DatasetCard, card
-from fl_utils.data.load import load_dataset, source_fingerprint
-from fl_utils.data.partition import PartitionError, iid_partition
+from fl_utils.data.load import load_dataset
+from fl_utils.data.partition import PartitionError, iid_partition, natural_partition
 from fl_utils.data.splits import Split, make_split
 from fl_utils.data.types import DataError, ImageDataset
 
@@ -20,5 +20,5 @@ __all__ = [
     "iid_partition",
     "load_dataset",
     "make_split",
-    "source_fingerprint",
+    "natural_partition",
 ]

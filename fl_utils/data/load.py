@@ -1,31 +1,19 @@
-"""Loading: a dataset's name in, decoded images with labels, patients and groups out."""
+"""Loading: a dataset's name in, decoded images with labels, patients, hospitals and groups out."""
 
 import hashlib
-from dataclasses import dataclass
-from pathlib import Path
+import warnings
 
 import numpy as np
-from PIL import Image
 
-from fl_utils import paths, seeding
-from fl_utils.data import cache, phantoms
+from fl_utils.data import cache, decode, readers
 from fl_utils.data.catalogue import DatasetCard, card
+from fl_utils.data.generated import DEFAULT_NUM_PHANTOMS, generate
+from fl_utils.data.near import NEAR_DISTANCE, near_pairs, series_blocks
 from fl_utils.data.types import DataError, ImageDataset, group_closure
 
-GENERATOR_VERSION = 1  # raise it when the phantoms look different: old run records are then ignored
 IMAGE_SIZE_RANGE_PX = (16, 1024)
-DEFAULT_NUM_PHANTOMS = 400
-
-_IGNORED_FILES = {"thumbs.db", "desktop.ini"}  # besides hidden ones; left by file managers
-_GENERATORS = {"phantom_brain": phantoms.generate_brain, "phantom_chest": phantoms.generate_chest}
-
-
-@dataclass(frozen=True)
-class _ImageFile:
-    source: str  # POSIX path relative to the dataset's folder
-    label: int
-    published_split: str
-    patient: str
+#: More unreadable files than this share of a class are an error; fewer are left out, listed and counted.
+MAX_BAD_SHARE = 0.01
 
 
 def load_dataset(
@@ -33,68 +21,109 @@ def load_dataset(
 ) -> ImageDataset:
     """Loads a dataset of the catalogue: real images from disk, or phantoms generated from a seed.
 
-    Real images are turned grey, padded to a square and resized (see `cache.decode_image`); the result is
-    cached on disk. Their order is that of the sorted file paths.
+    Real images are turned grey, padded to a square and resized (see `decode.decode_image`); the result is
+    cached on disk, and mapped from there where it is larger than 1 GiB. Their order is that of the sorted file
+    paths (MedMNIST: of the file's rows).
 
     Args:
-      name: a name of `catalogue.CARDS`.
+      name: a name of `catalogue.CARDS`, not one of volumes.
       image_size_px: height and width, 16 to 1024.
       num_images: phantoms only; default 400.
       seed: phantoms only, >= 0.
       progress: show progress bars.
     Raises:
-      DataError: unknown name; size or number out of range; missing folder; missing, empty or
-        unknown class folder; files that are not whole images (all are listed, up to ten).
+      DataError: unknown name; size or number out of range; a layout that is not as expected; more than 1 % of
+        a class are not whole images (all are listed, up to ten).
     """
     info = card(name)
     num_images = _checked_arguments(info, image_size_px, num_images)
     if info.synthetic:
-        return _generate(info, image_size_px, num_images, seed)
-    root, files = _list_files(info)
-    hashes = _hashes(root, files, progress)
-    fingerprint = _fingerprint(files, hashes)
-    images = cache.cached_images(
-        f"{name}-{fingerprint[:16]}-{image_size_px}px-v{cache.DECODER_VERSION}",
-        (len(files), image_size_px, image_size_px, 1),
-        lambda: cache.decode_images(root, [file.source for file in files], image_size_px, progress=progress),
+        return generate(info, image_size_px, num_images, seed)
+    if info.layout == "medmnist":
+        return _load_medmnist(info, image_size_px)
+    listing = readers.list_files(info)
+    sources = [file.source for file in listing.files]
+    hashes = cache.content_hashes(listing.root, sources, progress=progress)
+    files = _fingerprint(listing.files, hashes)
+    decoded = cache.cached_decode(
+        f"{name}-{files[:16]}-{image_size_px}px-v{decode.DECODER_VERSION}",
+        (len(sources), image_size_px, image_size_px, 1),
+        lambda images: decode.decode_images(listing.root, sources, images, progress=progress),
     )
+    labels = np.array([file.label for file in listing.files])
+    bad = [(sources[index], reason) for index, reason in decoded.bad]
+    images, bits = decoded.images, decoded.hashes
+    if bad:
+        kept = np.setdiff1d(np.arange(len(sources)), [index for index, _ in decoded.bad])
+        _check_share_of_bad(info, labels, kept, bad)
+        images, bits, labels = images[kept], bits[kept], labels[kept]
+        hashes, sources = [hashes[index] for index in kept], [sources[index] for index in kept]
+        listing.files[:] = [listing.files[index] for index in kept]
+    excluded = (*listing.excluded, *bad)
+    if excluded:
+        _warn(info, excluded)
     contents = np.array([sha for _, sha in hashes])
-    pictures = cache.picture_hashes(root, [file.source for file in files], contents, images)
-    patients = np.array([file.patient for file in files])
-    return ImageDataset(
-        name=name,
-        images=images,
-        labels=np.array([file.label for file in files], dtype=np.int64),
-        class_names=info.class_names,
-        groups=group_closure(contents, pictures, patients),
-        duplicate_groups=group_closure(contents),
-        picture_groups=group_closure(contents, pictures),
-        patients=patients,
-        published_split=np.array([file.published_split for file in files]),
-        sources=np.array([file.source for file in files]),
-        masks=None,
-        fingerprint=fingerprint,
-        synthetic=False,
+    pictures = decode.picture_hashes(listing.root, sources, contents, images)
+    return _assemble(
+        info, images, labels.astype(np.uint8 if labels.ndim == 2 else np.int64), contents, pictures, bits,
+        patients=np.array([file.patient for file in listing.files]),
+        hospitals=np.array([file.hospital for file in listing.files]),
+        published_split=np.array([file.published_split for file in listing.files]),
+        sources=np.array(sources), fingerprint=files, excluded=excluded,
     )
 
 
-def source_fingerprint(
-    name: str, *, image_size_px: int = 64, num_images: int | None = None, seed: int = 0
-) -> str:
-    """The `fingerprint` that `load_dataset` with the same arguments gives, without decoding.
+def _load_medmnist(info: DatasetCard, image_size_px: int) -> ImageDataset:
+    content = readers.read_medmnist(info, image_size_px)
+    (_, sha), = cache.content_hashes(content.path.parent, [content.path.name])
+    pixels = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in content.images])
+    nobody = np.full(len(pixels), "")
+    return _assemble(
+        info, content.images, content.labels, pixels, pixels, decode.hashes_of(content.images), patients=nobody,
+        hospitals=nobody, published_split=content.published_split, sources=content.sources, fingerprint=sha,
+        excluded=(),
+    )
 
-    Real data: SHA-256 over path, size and content hash of every image file; the other arguments
-    do not matter. Phantoms: SHA-256 over the generator's version and all arguments.
 
-    Raises:
-      DataError: as `load_dataset`, but for unreadable images.
+def _assemble(info: DatasetCard, images, labels, contents, pictures, bits, *, fingerprint: str, **columns) -> ImageDataset:
+    """Ties the images into groups.
+
+    The fingerprint changes where near-duplicates or series tie what patients and pictures do not: splits then differ.
     """
-    info = card(name)
-    num_images = _checked_arguments(info, image_size_px, num_images)
-    if info.synthetic:
-        return _phantom_fingerprint(name, image_size_px, num_images, seed)
-    root, files = _list_files(info)
-    return _fingerprint(files, _hashes(root, files, False))
+    pairs = near_pairs(bits)[:2]
+    series, numbers = zip(*map(info.series, columns["sources"].tolist()), strict=True)
+    blocks = series_blocks(np.array(series), np.array(numbers), bits)
+    known = group_closure(contents, pictures, columns["patients"])
+    groups = group_closure(contents, pictures, columns["patients"], blocks, pairs=pairs)
+    if not np.array_equal(known, groups):
+        fingerprint = hashlib.sha256(f"{fingerprint} near {NEAR_DISTANCE}".encode() + groups.tobytes()).hexdigest()
+    return ImageDataset(
+        name=info.name, images=images, labels=labels, class_names=info.class_names, groups=groups,
+        duplicate_groups=group_closure(contents), picture_groups=group_closure(contents, pictures),
+        near_groups=group_closure(contents, pictures, pairs=pairs), masks=None, fingerprint=fingerprint,
+        synthetic=False, **columns,
+    )
+
+
+def _check_share_of_bad(info: DatasetCard, labels: np.ndarray, kept: np.ndarray, bad: list[tuple[str, str]]) -> None:
+    """Raises DataError if a class (or finding) lost more than `MAX_BAD_SHARE` of its files."""
+    classes = labels if labels.ndim == 2 else np.eye(len(info.classes), dtype=int)[labels]
+    lost = classes.sum(axis=0) - classes[kept].sum(axis=0)
+    over = lost > MAX_BAD_SHARE * classes.sum(axis=0)
+    if over.any() or len(kept) < (1 - MAX_BAD_SHARE) * len(labels):
+        shares = ", ".join(f"{info.class_names[k]}: {lost[k]} of {classes[:, k].sum()}" for k in np.flatnonzero(over))
+        raise DataError(
+            decode.bad_files_message(info.name, bad) + f"\nMore than {MAX_BAD_SHARE:.0%} of a class is too much to go "
+            f"on without them ({shares or f'{len(bad)} of {len(labels)} files'})."
+        )
+
+
+def _warn(info: DatasetCard, excluded) -> None:
+    lines = [f"  {what}: {reason}" for what, reason in excluded[:10]]
+    more = f"\n  and {len(excluded) - 10} more" if len(excluded) > 10 else ""
+    warnings.warn(
+        f"{info.name}: left out ({len(excluded)}):\n" + "\n".join(lines) + more, RuntimeWarning, stacklevel=3
+    )
 
 
 def _checked_arguments(info: DatasetCard, image_size_px: int, num_images: int | None) -> int:
@@ -114,94 +143,6 @@ def _checked_arguments(info: DatasetCard, image_size_px: int, num_images: int | 
     return 0
 
 
-def _list_files(info: DatasetCard) -> tuple[Path, list[_ImageFile]]:
-    """The dataset's folder and its image files, sorted by path."""
-    root = paths.dataset_root(info.folder)
-    all_parts = ",".join(part for parts in info.splits.values() for part in parts)
-    layout = f"{info.folder}/{{{all_parts}}}/{{{','.join(info.class_folders)}}}"
-    if root is None:
-        raise DataError(
-            f"{info.name}: no folder {paths.data_root() / info.folder}. Set FL_UTILS_DATA to the folder that holds "
-            f"{info.folder}/, or put the data there. Expected layout: {layout}/<image files>. Source: {info.source}"
-        )
-    files = []
-    for published_split, parts in info.splits.items():
-        for part in parts:
-            if part in info.optional_parts and not (root / part).is_dir():
-                continue
-            if not (root / part).is_dir():
-                raise DataError(f"{info.name}: {root} has no folder {part}/. Expected layout: {layout}/<image files>.")
-            _check_class_folders(info, root / part, layout)
-            for label, folder in enumerate(info.class_folders):
-                names = _visible(root / part / folder)
-                if not names:
-                    raise DataError(f"{info.name}: {root / part / folder} holds no images. Download the dataset again.")
-                files += [
-                    _ImageFile(f"{part}/{folder}/{name}", label, published_split, info.patient(name, published_split))
-                    for name in names
-                ]
-    return root, sorted(files, key=lambda file: file.source)
-
-
-def _check_class_folders(info: DatasetCard, part: Path, layout: str) -> None:
-    entries = _visible(part)
-    folders = [entry for entry in entries if (part / entry).is_dir()]
-    images = [e for e in entries if e not in folders and Path(e).suffix.lower() in Image.registered_extensions()]
-    missing = [folder for folder in info.class_folders if folder not in folders]
-    unknown = [folder for folder in folders if folder not in info.class_folders]
-    for wrong, text in (
-        (missing, "no class folder"),
-        (unknown, "class folders that are not known:"),
-        (images, "images outside the class folders:"),
-    ):
-        if wrong:
-            shown = ", ".join(wrong[:10]) + (f" and {len(wrong) - 10} more" if len(wrong) > 10 else "")
-            raise DataError(f"{info.name}: {part} has {text} {shown}. Expected layout: {layout}/<image files>.")
-
-
-def _visible(folder: Path) -> list[str]:
-    """Names in a folder without hidden ones (.DS_Store) and what file managers leave."""
-    return [e.name for e in folder.iterdir() if not e.name.startswith(".") and e.name.lower() not in _IGNORED_FILES]
-
-
-def _hashes(root: Path, files: list[_ImageFile], progress: bool) -> list[tuple[int, str]]:
-    return cache.content_hashes(root, [file.source for file in files], progress=progress)
-
-
-def _fingerprint(files: list[_ImageFile], hashes: list[tuple[int, str]]) -> str:
+def _fingerprint(files: list[readers.ImageFile], hashes: list[tuple[int, str]]) -> str:
     lines = [f"{file.source}\0{size}\0{sha}\n" for file, (size, sha) in zip(files, hashes, strict=True)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _phantom_fingerprint(name: str, image_size_px: int, num_images: int, seed: int) -> str:
-    key = f"v{GENERATOR_VERSION}\0{name}\0{image_size_px}\0{num_images}\0{seed}"
-    return hashlib.sha256(key.encode()).hexdigest()
-
-
-def _generate(info: DatasetCard, image_size_px: int, num_images: int, seed: int) -> ImageDataset:
-    """Phantoms; a fifth of each class is given the published split "test"."""
-    rng = seeding.generator(seed, "phantoms", info.name)
-    try:
-        images, labels, masks = _GENERATORS[info.name](num_images, image_size_px=image_size_px, rng=rng)
-    except ValueError as error:  # phantoms need more pixels than real images do
-        raise DataError(f"{info.name}: {error}") from None
-    labels = np.asarray(labels, np.int64)
-    split = np.full(num_images, "train", dtype="<U5")
-    for label in np.unique(labels):
-        split[np.flatnonzero(labels == label)[4::5]] = "test"
-    each_its_own = np.arange(num_images, dtype=np.int64)
-    return ImageDataset(
-        name=info.name,
-        images=images,
-        labels=labels,
-        class_names=info.class_names,
-        groups=each_its_own,
-        duplicate_groups=each_its_own.copy(),
-        picture_groups=each_its_own.copy(),
-        patients=np.array([f"phantom{i:06d}" for i in range(num_images)]),
-        published_split=split,
-        sources=np.array([f"generated/{info.class_names[k]}/{i:06d}" for i, k in enumerate(labels)]),
-        masks=masks,
-        fingerprint=_phantom_fingerprint(info.name, image_size_px, num_images, seed),
-        synthetic=True,
-    )

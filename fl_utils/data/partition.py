@@ -52,3 +52,38 @@ def iid_partition(
             of_class[client] += len(positions)
             total[client] += len(positions)
     return [np.sort(np.concatenate(parts)) for parts in dealt]
+
+
+def natural_partition(hospitals: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
+    """Every hospital keeps what it has; a group that lies in several goes to the smallest of them as a whole.
+
+    A group lies in several hospitals where a collection took over images of another (covid19 holds images of
+    chest_xray): the smaller one would vanish if the larger kept them.
+
+    Args:
+      hospitals: str [N], "" where unknown.
+      groups: int [N].
+    Returns:
+      Hospital -> sorted int64 array; disjoint, their union is range(N); in the order of the names.
+    Raises:
+      PartitionError: an image without hospital, arrays of different shape, or a hospital that is left empty.
+    """
+    hospitals, groups = np.asarray(hospitals), np.asarray(groups)
+    if hospitals.ndim != 1 or hospitals.shape != groups.shape:
+        raise PartitionError(f"hospitals {hospitals.shape} and groups {groups.shape} must be 1-D and of one length.")
+    unknown = int(np.sum(hospitals == ""))
+    if unknown:
+        raise PartitionError(
+            f"{unknown} of {len(hospitals)} images name no hospital: there is no natural partition. Use 'iid'."
+        )
+    names, codes, sizes = np.unique(hospitals, return_inverse=True, return_counts=True)
+    by_size = np.argsort(np.argsort(sizes, kind="stable"), kind="stable")  # 0 is the smallest
+    _, group = np.unique(groups, return_inverse=True)
+    smallest = np.full(group.max(initial=-1) + 1, len(names))
+    np.minimum.at(smallest, group, by_size[codes])
+    owner = np.argsort(by_size)[smallest[group]] if len(group) else codes
+    parts = {name: np.flatnonzero(owner == code) for code, name in enumerate(names)}
+    empty = [name for name, part in parts.items() if len(part) == 0]
+    if empty:
+        raise PartitionError(f"All groups of hospital {', '.join(empty)} lie in smaller hospitals too; it is left empty.")
+    return parts

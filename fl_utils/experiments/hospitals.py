@@ -6,7 +6,7 @@ import numpy as np
 
 from fl_utils import seeding
 from fl_utils.config import ExperimentConfig
-from fl_utils.data.partition import PartitionError, iid_partition
+from fl_utils.data.partition import PartitionError, iid_partition, natural_partition
 from fl_utils.data.splits import Split, make_split
 from fl_utils.data.types import ImageDataset
 
@@ -36,7 +36,10 @@ def share_out(dataset: ImageDataset, config: ExperimentConfig) -> Hospitals:
     Raises:
       PartitionError: fewer images than hospitals in one of the parts.
     """
-    split = make_split(dataset, kind=config.split, seed=SPLIT_SEED)
+    split_seed = SPLIT_SEED if config.split_seed is None else config.split_seed
+    split = make_split(dataset, kind=config.split, seed=split_seed)
+    if config.partition == "natural":
+        return _natural(dataset, config, split)
     parts = {}
     for name in ("train", "validation", "test"):
         index = getattr(split, name)
@@ -52,4 +55,21 @@ def share_out(dataset: ImageDataset, config: ExperimentConfig) -> Hospitals:
             # The part is much smaller than the data set that the user knows.
             raise PartitionError(f"{dataset.name}, {name} part: {error}") from None
         parts[name] = [index[share] for share in shares]
+    return Hospitals(split, **parts)
+
+
+def _natural(dataset: ImageDataset, config: ExperimentConfig, split: Split) -> Hospitals:
+    used = np.sort(np.concatenate([split.train, split.validation, split.test]))
+    owned = natural_partition(dataset.hospitals[used], dataset.groups[used])
+    if len(owned) != config.num_clients:
+        raise PartitionError(
+            f"{dataset.name} has {len(owned)} natural hospitals ({', '.join(owned)}); num_clients is "
+            f"{config.num_clients}. Set num_clients to {len(owned)}."
+        )
+    parts = {}
+    for name in ("train", "validation", "test"):
+        parts[name] = [np.intersect1d(used[share], getattr(split, name)) for share in owned.values()]
+        empty = [hospital for hospital, part in zip(owned, parts[name], strict=True) if len(part) == 0]
+        if empty:
+            raise PartitionError(f"{dataset.name}, {name} part: no image of hospital {', '.join(empty)}.")
     return Hospitals(split, **parts)

@@ -27,15 +27,20 @@ def datasets(draw):
     if draw(st.booleans()):  # one label a patient, as in most data
         labels = patients % num_classes
     patients = np.where(rng.random(num) < draw(st.floats(0, 1)), patients.astype(str), "")
+    # Some pictures nearly look like others; some images are tied to a hospital, and its copies may lie in another.
+    pairs = tuple(rng.integers(0, num, (2, draw(st.integers(0, 5)))))
+    hospitals = rng.choice(["", "north", "south"][draw(st.integers(0, 1)) :], num)
     return ImageDataset(
         name="drawn",
         images=np.zeros((num, 2, 2, 1), np.uint8),
         labels=labels.astype(np.int64),
         class_names=tuple("abcd"[:num_classes]),
-        groups=group_closure(contents, pictures, patients),
+        groups=group_closure(contents, pictures, patients, pairs=pairs),
         duplicate_groups=group_closure(contents),
         picture_groups=group_closure(contents, pictures),
+        near_groups=group_closure(contents, pictures, pairs=pairs),
         patients=patients,
+        hospitals=hospitals,
         published_split=np.where(rng.random(num) < 0.25, "test", "train"),
         sources=np.arange(num).astype(str),
         masks=None,

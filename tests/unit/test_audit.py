@@ -20,6 +20,7 @@ def dataset(contents, labels, splits, pictures=None):
         duplicate_groups=np.array(contents, np.int64),
         picture_groups=pictures,
         patients=np.full(num, ""),
+        hospitals=np.full(num, ""),
         published_split=np.array(splits),
         sources=np.array([f"{i}.png" for i in range(num)]),
         masks=None,

@@ -24,7 +24,7 @@ def test_an_unknown_name_lists_the_known_ones():
 
 def test_cards_cannot_be_changed():
     with pytest.raises(TypeError):
-        card("brain_mri").class_folders["other"] = "other"
+        card("brain_mri").classes["other"] = "other"
     with pytest.raises(dataclasses.FrozenInstanceError):
         card("brain_mri").name = "other"
 
@@ -35,7 +35,7 @@ def test_phantoms_have_the_classes_of_their_real_twins():
         ("phantom_chest", "chest_xray", phantoms.CHEST_CLASSES),
     ):
         assert card(name).class_names == card(twin).class_names
-        assert tuple(card(name).class_folders) == tuple(drawn)  # same labels in the same order
+        assert tuple(card(name).classes) == tuple(drawn)  # same labels in the same order
 
 
 @pytest.mark.parametrize(
