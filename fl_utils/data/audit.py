@@ -1,4 +1,4 @@
-"""The audit that runs before training: copies, leakage between published splits, label conflicts."""
+"""The audit that runs before training: copies, near-duplicates, patients and labels across published splits."""
 
 from dataclasses import dataclass, fields
 
@@ -10,20 +10,29 @@ from fl_utils.data.types import ImageDataset
 
 @dataclass(frozen=True, eq=False)
 class AuditReport:
-    """What the audit found; "group" here is a group of two or more byte-identical files.
+    """What the audit found; a "group" here has two or more members.
 
     Attributes:
       files: number of images.
       distinct: number of different file contents.
-      duplicate_groups: groups of identical files.
+      duplicate_groups: groups of byte-identical files.
       cross_split_groups: those with files in both the published train and test.
       label_conflicts: those whose files bear different labels.
       distinct_pictures: number of different pictures (same pixels, whatever the bytes).
       cross_split_pictures: pictures that are in both the published train and test.
       test_pictures_in_train: published test images whose picture is in the published train too.
+      near_duplicate_groups: groups of two or more different pictures that are near-duplicates, directly or
+        through others (see `fl_utils.data.near`).
+      near_cross_split_groups: those with images in both the published train and test.
+      near_label_conflicts: those whose images bear different labels.
+      patients: number of known patients.
+      patients_in_several_splits: patients with images in both the published train and test.
+      independent_groups: groups that share no picture, near-duplicate, patient or series: what splits are cut by.
+      excluded: files that were left out as unreadable or unlabelled.
       table: one row a published split and class: split, class, files, distinct (within that
-        cell), in_other_split (files whose picture is in the other split).
-      examples: sources of up to ten groups, label conflicts first, then groups across splits.
+        cell), in_other_split (files whose picture is in the other split), near_in_other_split (or a near-duplicate).
+      examples: sources of up to ten groups of copies, label conflicts first, then groups across splits.
+      near_examples: the same of near-duplicate groups.
     """
 
     files: int
@@ -34,60 +43,89 @@ class AuditReport:
     distinct_pictures: int
     cross_split_pictures: int
     test_pictures_in_train: int
+    near_duplicate_groups: int
+    near_cross_split_groups: int
+    near_label_conflicts: int
+    patients: int
+    patients_in_several_splits: int
+    independent_groups: int
+    excluded: int
     table: pd.DataFrame
     examples: tuple[tuple[str, ...], ...]
+    near_examples: tuple[tuple[str, ...], ...]
 
     def counts(self) -> dict[str, int]:
         """The numbers by name."""
-        return {
-            field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("table", "examples")
-        }
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.type is int}
 
 
 def audit(dataset: ImageDataset, *, num_examples: int = 10) -> AuditReport:
-    """Counts exact copies and where they lie.
+    """Counts copies, near-duplicates and patients, and where they lie.
 
     Args:
-      dataset: any dataset; its `duplicate_groups` say which files are identical.
+      dataset: any dataset; its groups say which files belong together.
       num_examples: how many groups to show.
     """
+    labels = [tuple(np.atleast_1d(label)) for label in dataset.labels]
     frame = pd.DataFrame(
         {
-            "split": dataset.published_split,
-            "class": np.array(dataset.class_names)[dataset.labels],
-            "label": dataset.labels,
-            "content": dataset.duplicate_groups,
-            "source": dataset.sources,
+            "split": dataset.published_split, "label": labels, "content": dataset.duplicate_groups,
+            "picture": dataset.picture_groups, "near": dataset.near_groups, "source": dataset.sources,
+            "patient": dataset.patients,
         }
     )
-    contents = frame.groupby("content")
-    per_content = pd.DataFrame(
-        {"files": contents.size(), "splits": contents["split"].nunique(), "labels": contents["label"].nunique()}
-    )
-    pictures = frame.groupby(dataset.picture_groups)["split"]
+    copies, conflicts = _groups(frame, "content", "content"), _groups(frame, "near", "picture")
+    pictures = frame.groupby("picture")["split"]
     crossing = pictures.transform("nunique") > 1
-    copies = per_content[per_content["files"] > 1]
-    shown = copies.sort_values(["labels", "splits"], ascending=False, kind="stable").index[:num_examples]
-
-    frame["in_other_split"] = crossing
-    # Every class gets a row in both splits, so that an empty cell is seen as 0, not missed.
-    cells = pd.MultiIndex.from_product([["train", "test"], dataset.class_names], names=["split", "class"])
-    table = (
-        frame.groupby(["split", "class"])
-        .agg(files=("content", "size"), distinct=("content", "nunique"), in_other_split=("in_other_split", "sum"))
-        .reindex(cells, fill_value=0)
-        .astype("int64")
-        .reset_index()
-    )
+    named = frame[frame["patient"] != ""].groupby("patient")["split"]
     return AuditReport(
         files=len(dataset),
-        distinct=len(per_content),
+        distinct=frame["content"].nunique(),
         duplicate_groups=len(copies),
         cross_split_groups=int((copies["splits"] > 1).sum()),
         label_conflicts=int((copies["labels"] > 1).sum()),
         distinct_pictures=pictures.ngroups,
         cross_split_pictures=int((pictures.nunique() > 1).sum()),
         test_pictures_in_train=int((crossing & (frame["split"] == "test")).sum()),
-        table=table,
-        examples=tuple(tuple(contents.get_group(content)["source"]) for content in shown),
+        near_duplicate_groups=len(conflicts),
+        near_cross_split_groups=int((conflicts["splits"] > 1).sum()),
+        near_label_conflicts=int((conflicts["labels"] > 1).sum()),
+        patients=named.ngroups,
+        patients_in_several_splits=int((named.nunique() > 1).sum()),
+        independent_groups=len(np.unique(dataset.groups)),
+        excluded=len(dataset.excluded),
+        table=_table(dataset, frame, crossing),
+        examples=_examples(frame, "content", copies, num_examples),
+        near_examples=_examples(frame, "near", conflicts, num_examples),
     )
+
+
+def _groups(frame: pd.DataFrame, key: str, member: str) -> pd.DataFrame:
+    """Groups by `key` with two or more members: splits and labels are the numbers of different ones."""
+    grouped = frame.groupby(key)
+    table = pd.DataFrame({"splits": grouped["split"].nunique(), "labels": grouped["label"].nunique()})
+    size = grouped.size() if key == member else grouped[member].nunique()
+    return table[size > 1]
+
+
+def _examples(frame: pd.DataFrame, key: str, groups: pd.DataFrame, num: int) -> tuple[tuple[str, ...], ...]:
+    shown = groups.sort_values(["labels", "splits"], ascending=False, kind="stable").index[:num]
+    return tuple(tuple(frame.loc[frame[key] == group, "source"]) for group in shown)
+
+
+def _table(dataset: ImageDataset, frame: pd.DataFrame, crossing: pd.Series) -> pd.DataFrame:
+    frame = frame.assign(
+        in_other_split=crossing, near_in_other_split=frame.groupby("near")["split"].transform("nunique") > 1
+    )
+    multi_hot = dataset.labels if dataset.is_multi_label else np.eye(dataset.num_classes, dtype=np.uint8)[dataset.labels]
+    # Every class gets a row in both splits, so that an empty cell is seen as 0, not missed. An image
+    # with two findings counts in both; one with none in none.
+    rows = []
+    for split in ("train", "test"):
+        for k, name in enumerate(dataset.class_names):
+            cell = frame[(frame["split"] == split).to_numpy() & (multi_hot[:, k] > 0)]
+            rows.append(
+                {"split": split, "class": name, "files": len(cell), "distinct": cell["content"].nunique()}
+                | {column: int(cell[column].sum()) for column in ("in_other_split", "near_in_other_split")}
+            )
+    return pd.DataFrame(rows)

@@ -81,8 +81,8 @@ def score(run: RunRecord, metric: str, index: np.ndarray | slice = slice(None)) 
     return float(np.mean([METRICS[metric](labels, p[index]) for p in probabilities(run)]))
 
 
-class _Scorer:
-    """The metric of several seeds' runs at once, on any draw of test patients."""
+class PatientScorer:
+    """The metric of several seeds' runs at once, on any draw of test patients: index array -> float."""
 
     def __init__(self, runs: Sequence[RunRecord], metric: str):
         self.table = test_set(runs[0])
@@ -107,7 +107,7 @@ class _Scorer:
 
 def patient_interval(runs: Sequence[RunRecord], metric: str) -> Interval:
     """Bootstrap over test patients of the metric's mean over seeds (and hospitals' models)."""
-    scorer = _Scorer(runs, metric)
+    scorer = PatientScorer(runs, metric)
     return cluster_bootstrap(scorer, scorer.groups, rng=seeding.generator(0, "bootstrap", metric))
 
 
@@ -179,7 +179,7 @@ def _claim(federated: Sequence[RunRecord], other: Sequence[RunRecord], claim: st
     ratio = claim.startswith("within")
     pairs = paired_seed_test(*scores)
     test = paired_seed_test(scores[0], (1 - ALLOWED_LOSS) * scores[1]) if ratio else pairs
-    ours, theirs = _Scorer(federated, metric), _Scorer(other, metric)
+    ours, theirs = PatientScorer(federated, metric), PatientScorer(other, metric)
     if not np.array_equal(ours.table["example"], theirs.table["example"]):
         raise ValueError(f"{other[0].path.name} was judged on another test set than {federated[0].path.name}.")
 

@@ -131,7 +131,7 @@ def test_score_is_the_metric_and_for_local_the_mean_over_hospitals(runs):
 @pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy"])
 def test_the_fast_scorer_is_the_metric_on_any_draw(runs, metric):
     members = analysis.select(runs, method="local")
-    scorer, rng = analysis._Scorer(members, metric), np.random.default_rng(0)
+    scorer, rng = analysis.PatientScorer(members, metric), np.random.default_rng(0)
     for _ in range(5):
         draw = rng.integers(0, NUM, NUM)
         assert scorer(draw) == pytest.approx(np.mean([analysis.score(run, metric, draw) for run in members]))

@@ -15,15 +15,14 @@ _BRATS_CITATION = (
 BRATS2020 = DatasetCard(
     name="brats2020",
     label="BraTS 2020",
-    title="Multimodal Brain Tumor Segmentation Challenge 2020, training data",
+    title="Multimodal Brain Tumor Segmentation Challenge 2020",
     task="segmentation",
     modality="MRI, 3-D volumes (T1, T1 with contrast, T2, FLAIR), 240 x 240 x 155 voxels of 1 mm",
     layout="brats",
     folder="brats/MICCAI_BraTS2020_TrainingData",
-    splits={"train": (".",)},
     classes={"0": "background", "1": "necrotic_core", "2": "oedema", "4": "enhancing"},
     modalities={"t1": "t1", "t1ce": "t1ce", "t2": "t2", "flair": "flair"},
-    counts={"train": 369},
+    counts={"total": 494},  # 369 with masks, 125 of the validation without
     # The archive holds BraTS2020_TrainingData/MICCAI_BraTS2020_TrainingData/ and the same for the unlabelled
     # validation subjects, which the reader leaves alone.
     downloads=(Download(kind="kaggle", address="awsaf49/brats20-dataset-training-validation", strip=2),),
@@ -38,14 +37,15 @@ BRATS2020 = DatasetCard(
     ethics="Pre-operative scans of people with a glioma from 19 institutions, skull-stripped so that no face can be "
     "drawn from them. Not to be traced back to persons.",
     known_faults=(
-        "In the copy on Kaggle the mask of subject 355 is called W39_1998.09.19_Segm.nii; the reader takes it, since it "
-        "is the only other file of its folder.",
+        "In the copy on Kaggle the mask of subject 355 is called W39_1998.09.19_Segm.nii; the reader takes it, since "
+        "it is the only other file of its folder.",
         "Published as registered to one template, skull-stripped and interpolated to 1 mm: the scanners' own "
         "resolution is lost, and a federation over hospitals sees less difference than hospitals have.",
         "The scans of TCIA are also in TCGA-GBM and TCGA-LGG, and scans of the years before are in msd_brain: never "
         "train on one and test on the other.",
     ),
-    note="One folder a subject, one subject a patient. The files name no patient beyond that.",
+    note="One folder a subject, one subject a patient. 369 training subjects have masks; the 125 validation subjects, "
+    "which the copy on Kaggle holds too, have none and are not used.",
 )
 
 MSD_BRAIN = DatasetCard(
@@ -56,7 +56,7 @@ MSD_BRAIN = DatasetCard(
     modality="MRI, 3-D volumes (T1, T1 with contrast, T2, FLAIR), 240 x 240 x 155 voxels of 1 mm",
     layout="msd",
     folder="msd_brain",
-    splits={"train": ("imagesTr",)},
+    splits={"train": ("imagesTr",), "test": ("imagesTs",)},
     optional_parts=("imagesTs",),
     # The file's values are 0 background, 1 edema, 2 non-enhancing tumor, 3 enhancing tumour: our codes are BraTS'.
     classes={"0": "background", "2": "necrotic_core", "1": "oedema", "3": "enhancing"},
@@ -97,7 +97,7 @@ HIPPOCAMPUS = DatasetCard(
     modality="MRI, 3-D volumes cut out around one hippocampus, about 35 x 50 x 35 voxels of 1 mm",
     layout="msd",
     folder="hippocampus",
-    splits={"train": ("imagesTr",)},
+    splits={"train": ("imagesTr",), "test": ("imagesTs",)},
     optional_parts=("imagesTs",),
     classes={"0": "background", "1": "anterior", "2": "posterior"},
     modalities={"0": "t1"},
@@ -122,10 +122,11 @@ HIPPOCAMPUS = DatasetCard(
         "from one case to the next, so every volume is normalised by itself.",
         "Shapes differ from case to case (31-42 x 41-59 x 24-47 voxels).",
         "Some label files are float32 (one of the 200 copied here).",
-        "Numbers 2n-1 and 2n are left and right hippocampus of one person (390 cases of 195 people). The files do not say "
-        "so; measured on the 200 cases: the images of the 49 pairs that are whole correlate with median 0.30 "
-        "and are always of one file type, those of 51 neighbours the other way (2n, 2n+1) with -0.05, strangers with "
-        "-0.01. Splits must keep pairs together (`patient` of a case); the published train and test do not.",
+        "Numbers 2n-1 and 2n are the two hippocampi of one person, though the files do not say so. Measured on 200 "
+        "cases: the images of the 49 pairs that are whole correlate with median 0.30 and are always of one file type; "
+        "51 neighbours the other way (2n, 2n+1) with -0.05, strangers with -0.01. The laboratory's atlas (Plassard et "
+        "al. 2021, doi:10.1016/j.mri.2021.04.011) is of 195 people, the archive holds 390 cases. Splits "
+        "must keep pairs together (`patient` of a case); the published train and test seem not to.",
         "One side is mirrored: all 200 cases fit their mean image better than its mirror image (median correlation "
         "0.74 against 0.04), with the middle of the head on one side. A mirrored case is not plausible.",
         "Some copies hold fewer than the 260 labelled cases (200 in a much used teaching copy).",
