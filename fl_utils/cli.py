@@ -24,7 +24,7 @@ app = typer.Typer(
     cls=_Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     help="Federated learning on medical images: the suite's command line.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="The data sets: list, audit.")
+data_app = typer.Typer(no_args_is_help=True, help="The data sets: list, fetch, verify, audit, show.")
 app.add_typer(data_app, name="data")
 
 PROFILE = typer.Option("quick", help="smoke, quick (phantoms) or paper (real data).")
@@ -86,26 +86,104 @@ def data_list() -> None:
 
     for card in CARDS.values():
         where = "generated" if card.synthetic else "found" if paths.dataset_root(card.folder) else "missing"
-        typer.echo(f"{card.name:15} {where:10} {card.title}")
+        if card.layout == "xray_sites":
+            where = "found" if all(paths.dataset_root(part) for part in ("chest_xray", "nih")) else "missing"
+        typer.echo(f"{card.name:15} {card.task:13} {where:10} {card.title}")
+    typer.echo(f"\nLooked for in {paths.data_root()}. `fl-utils data fetch NAME` gets one that is missing.")
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: str, force: bool = typer.Option(False, "--force", help="Fetch it again, though it is there.")
+) -> None:
+    """Download a data set, check it and unpack it; goes on where it was cut."""
+    from fl_utils.data.fetch import fetch
+
+    folder = fetch(name, progress=sys.stderr.isatty(), force=force)
+    typer.echo(f"{name} is in {folder}. Next: fl-utils data audit {name}")
+
+
+@data_app.command("verify")
+def data_verify(name: str) -> None:
+    """Read every file of a data set; say what is damaged and what differs from the published counts."""
+    from fl_utils.data.verify import verify
+
+    report = verify(name, progress=sys.stderr.isatty())
+    typer.echo(f"{name}: {report.files} files, {report.size_bytes / 1e6:.1f} MB in {report.folder}")
+    for note in report.notes:
+        typer.echo(f"note: {note}")
+    for path, reason in report.problems:
+        typer.echo(f"damaged: {path}: {reason}")
+    typer.echo("All files are whole." if report.ok else f"{len(report.problems)} problem(s).")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+SIZE = typer.Option(48, help="Size at which the images are decoded.")
 
 
 @data_app.command("audit")
 def data_audit(
     name: str,
     as_json: bool = typer.Option(False, "--json", help="Print the counts as JSON."),
-    image_size_px: int = typer.Option(48, help="Size at which the images are decoded."),
+    image_size_px: int = SIZE,
 ) -> None:
-    """Count copies and where they lie; run it before training."""
+    """Count copies, near-duplicates and patients, and where they lie; run it before training."""
     from fl_utils.data.audit import audit
-    from fl_utils.data.load import load_dataset
 
-    report = audit(load_dataset(name, image_size_px=image_size_px, progress=sys.stderr.isatty()))
+    report = audit(_loaded(name, image_size_px))
     if as_json:
         typer.echo(json.dumps(report.counts(), indent=2))
         return
     for field, count in report.counts().items():
-        typer.echo(f"{field:24} {count:6}")
+        typer.echo(f"{field:28} {count:6}")
     typer.echo(report.table.to_string(index=False))
+    for title, groups in (("Copies", report.examples), ("Near-duplicates", report.near_examples)):
+        for group in groups[:3]:
+            typer.echo(f"{title}: " + "; ".join(group[:4]) + (f"; and {len(group) - 4} more" if len(group) > 4 else ""))
+
+
+@data_app.command("show")
+def data_show(
+    name: str,
+    out: str = typer.Option("", help="Where the picture goes; default: the cache, as real images belong nowhere else."),
+    image_size_px: int = typer.Option(96, help="Size at which the images are decoded."),
+    per_row: int = typer.Option(8, help="Images of each class and hospital."),
+) -> None:
+    """Draw a contact sheet: images of every class of every natural hospital, lesions outlined where known."""
+    from pathlib import Path
+
+    from fl_utils import paths, plotting
+    from fl_utils.data.overview import sheet_rows
+
+    dataset = _loaded(name, image_size_px)
+    index, rows, titles = sheet_rows(dataset)
+    masks = None if dataset.masks is None else dataset.masks[index]
+    outline = "Outline of what is to be segmented" if titles == ("case",) else "Outline of the lesion"
+    figure = plotting.image_gallery(dataset.images[index], rows, titles, masks, per_class=per_row, outline=outline)
+    path = Path(out) if out else paths.cache_root() / "sheets" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    typer.echo(f"{len(dataset)} images, {len(titles)} rows: {path}")
+
+
+@data_app.command("page")
+def data_page() -> None:
+    """For maintainers: write data/README.md anew from the cards."""
+    from fl_utils.data.cards_page import write_page
+
+    typer.echo(f"Written: {write_page()}")
+
+
+def _loaded(name: str, image_size_px: int):
+    from fl_utils.data.catalogue import card
+    from fl_utils.data.load import load_dataset
+    from fl_utils.data.overview import volume_overview
+
+    progress = sys.stderr.isatty()
+    if card(name).task == "segmentation":
+        return volume_overview(name, image_size_px=image_size_px, progress=progress)
+    return load_dataset(name, image_size_px=image_size_px, progress=progress)
 
 
 def main() -> None:

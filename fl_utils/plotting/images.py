@@ -23,6 +23,7 @@ def image_gallery(
     class_names: Sequence[str],
     masks: np.ndarray | None = None,
     per_class: int = 6,
+    outline: str = "Outline of the lesion",
 ) -> Figure:
     """The first images of each class, a class a row, pixel by pixel as a model gets them.
 
@@ -32,6 +33,7 @@ def image_gallery(
       class_names: K names.
       masks: [N, H, W], above 0 where the lesion is; drawn as an outline.
       per_class: images a row; a class with fewer leaves places empty.
+      outline: what the outline of a mask is, for the legend.
     Raises:
       ValueError: shapes or type do not fit; no image.
     """
@@ -56,7 +58,7 @@ def image_gallery(
                 ax.contour(np.asarray(masks[index]) > 0, levels=[0.5], colors=[ORANGE], linewidths=1.6)
         row[0].set_ylabel(class_name.replace("_", "\n"), fontsize=11)
     if masks is not None:
-        top_legend(figure, [Line2D([], [], color=ORANGE, linewidth=1.6, label="Outline of the lesion")])
+        top_legend(figure, [Line2D([], [], color=ORANGE, linewidth=1.6, label=outline)])
     bottom_label(figure, _WINDOW_TEXT)
     return figure
 

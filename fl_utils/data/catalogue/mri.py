@@ -18,7 +18,8 @@ BRAIN_MRI = DatasetCard(
         "pituitary_tumor": "pituitary",
     },
     counts={"Training": 2870, "Testing": 394},
-    series_key=r"(?P<series>Training/(?:glioma_tumor/gg|meningioma_tumor/m[23]?|pituitary_tumor/p)) ?\((?P<number>\d+)\)\.jpg$",
+    series_key=r"(?P<series>Training/(?:glioma_tumor/gg|meningioma_tumor/m[23]?|pituitary_tumor/p)) ?"
+    r"\((?P<number>\d+)\)\.jpg$",
     downloads=(Download(kind="kaggle", address="sartajbhuvaji/brain-tumor-classification-mri"),),
     access="A Kaggle account with an API token.",
     licence="MIT (Kaggle page)",
@@ -40,5 +41,8 @@ BRAIN_MRI = DatasetCard(
         "The classes come from different sources: 90 % of glioma and pituitary images are 512 x 512 pixels, "
         "1 % of no_tumor; 70 % of no_tumor are not square, 8 % of glioma. Image shape gives the class away.",
     ),
-    note="No patient ids: slices of one patient may lie on both sides of any split; only copies can be kept together.",
+    note="No patient ids: copies, near-duplicates and blocks of eight or more consecutive file "
+    "numbers are kept together instead. Files with consecutive numbers often show neighbouring slices of one head: in "
+    "the series gg, m, m2, m3 and p, 49 to 72 % of them are as alike as 0.1 % of random pairs. Slices of one patient "
+    "in another plane can still lie on both sides of a split.",
 )

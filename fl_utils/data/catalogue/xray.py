@@ -164,27 +164,24 @@ NIH = DatasetCard(
 XRAY_SITES = DatasetCard(
     name="xray_sites",
     label="X-ray sites",
-    title="Chest X-ray: normal against pneumonia over three sources",
+    title="Chest X-ray: normal against pneumonia at three hospitals",
     task="multi-class",
     modality="X-ray",
     layout="xray_sites",
     folder="",
     classes={"normal": "normal", "pneumonia": "pneumonia"},
-    access="Put together from chest_xray, covid19 and nih: fetch these three.",
-    hospital_note="Each source counts as one hospital, with its own country, devices and ages: chest_xray "
-    "(Guangzhou, children), nih (Bethesda, mostly adults), covid19. Take care: what covid19 gives to this task are "
-    "copies of chest_xray (below), so there are two independent hospitals, not three.",
+    access="Put together from chest_xray and nih: fetch these two.",
+    hospital_note="Three: chest_xray (Guangzhou, children); nih patients first X-rayed standing, and nih patients "
+    "first X-rayed at the bedside with a portable device (Bethesda, mostly adults).",
     flip_is_safe=False,  # the side of the heart and of the stomach carries meaning
-    licence="Those of its sources: see chest_xray, covid19, nih",
-    citation=f"{_KERMANY}; Wang et al. 2017, CVPR, doi:10.1109/CVPR.2017.369; Raikokte 2020, Kaggle",
+    licence="Those of its sources: see chest_xray, nih",
+    citation=f"{_KERMANY}; Wang et al. 2017, CVPR, doi:10.1109/CVPR.2017.369",
     source="put together by fl_utils.data.readers.sites",
-    ethics="See chest_xray, covid19 and nih. A comparison of methods under real differences between sources, and no "
+    ethics="See chest_xray and nih. A comparison of methods under real differences between sources, and no "
     "statement about any hospital: not for clinical use.",
     known_faults=(
-        "covid19 is no third hospital here: its 90 normal and 90 viral pneumonia images are contrast-stretched "
-        "pictures of chest_xray, 175 of them of chest_xray's test part. The near-duplicate groups tie 173 of the 180 "
-        "to their original in the copies at hand, so that a split keeps them on one side; 7 escape. A source that is "
-        "left out of training is not unseen by the other.",
+        "covid19 would be the natural third source and is none: its 90 normal and 90 viral pneumonia images are "
+        "contrast-stretched pictures of chest_xray. The third hospital is a second kind of device in nih instead.",
         "Which dataset an image is from can be seen at a glance (size, contrast, writing, age of the patient) and goes "
         "with the label: the share of pneumonia differs from source to source (73 % in chest_xray). A model "
         "may learn the source.",
@@ -192,9 +189,8 @@ XRAY_SITES = DatasetCard(
         "in nih. \"Pneumonia\" differs too: chosen by physicians there, read from reports by a program here, often "
         "beside other findings.",
     ),
-    note="Normal: NORMAL, Normal, No Finding. Pneumonia: PNEUMONIA, Viral Pneumonia, Pneumonia with whatever else. "
-    "COVID-19 is left out: whether it counts as pneumonia is debatable, and its images come from publications. "
-    "Patients are those of the sources.",
+    note="Normal: NORMAL, No Finding. Pneumonia: PNEUMONIA, Pneumonia with whatever else. Patients are those of the "
+    "sources; a patient of nih belongs to the hospital of the first image.",
 )
 
 XRAY = (CHEST_XRAY, COVID19, NIH, XRAY_SITES)

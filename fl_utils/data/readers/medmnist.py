@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def read_medmnist(card: DatasetCard, image_size_px: int) -> MedMnist:
     try:
         with np.load(path, allow_pickle=False) as stored:
             parts = {part: (stored[f"{part}_images"], stored[f"{part}_labels"]) for part in PARTS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(
             f"{card.name}: {path.name} cannot be read ({error}). Expected a whole MedMNIST file with the arrays "
             "train_images, train_labels, val_..., test_.... Download it again."
@@ -82,7 +83,8 @@ def read_medmnist(card: DatasetCard, image_size_px: int) -> MedMnist:
 def _check(card: DatasetCard, path: Path, part: str, images: np.ndarray, labels: np.ndarray) -> None:
     columns = len(card.classes) if card.task == "multi-label" else 1
     highest = 1 if card.task == "multi-label" else len(card.classes) - 1
-    fits = images.ndim in (3, 4) and images.dtype == np.uint8 and labels.shape == (len(images), columns)
+    grey_or_rgb = images.ndim in (3, 4) and images.shape[3:] in ((), (3,))
+    fits = grey_or_rgb and images.dtype == np.uint8 and labels.shape == (len(images), columns)
     if not fits or len(images) == 0:
         raise DataError(
             f"{card.name}: {path.name} has {part}_images {images.dtype} {list(images.shape)} and {part}_labels "

@@ -25,7 +25,7 @@ def list_nih(card: DatasetCard) -> Listing:
       DataError: table or images are missing, a column is missing, an unknown finding.
     """
     root = existing_root(card, LAYOUT)
-    table = _read_table(card, root)
+    table_name, table = _read_table(card, root)
     images = _find_images(root)
     if not images:
         raise DataError(f"{card.name}: {root} holds no images. Expected layout: {LAYOUT}.")
@@ -34,7 +34,7 @@ def list_nih(card: DatasetCard) -> Listing:
     unknown = sorted({name for names in listed for name in names} - set(findings) - {_NO_FINDING})
     if unknown:
         known = ", ".join([*findings, _NO_FINDING])
-        raise DataError(f"{card.name}: unknown findings in {_TABLES[0]}: {', '.join(unknown)}. Expected: {known}.")
+        raise DataError(f"{card.name}: unknown findings in {table_name}: {', '.join(unknown)}. Expected: {known}.")
     in_test = _test_names(root)
     hospitals = _patient_groups(table)
     files = []
@@ -45,21 +45,22 @@ def list_nih(card: DatasetCard) -> Listing:
             label = tuple(int(index in present) for index in range(len(findings)))
             split = "test" if name in in_test else "train"
             files.append(ImageFile(images[name], label, split, patient, hospitals[patient]))
-    excluded = [(images[name], f"no row in {_TABLES[0]}") for name in sorted(set(images) - set(table["Image Index"]))]
+    excluded = [(images[name], f"no row in {table_name}") for name in sorted(set(images) - set(table["Image Index"]))]
     absent = len(table) - len(files)
     if absent:
-        excluded.append((_TABLES[0], f"{absent} of {len(table)} rows have no image file: a partial copy"))
+        excluded.append((table_name, f"{absent} of {len(table)} rows have no image file: a partial copy"))
     if not files:
-        raise DataError(f"{card.name}: none of the {len(images)} images in {root} has a row in {_TABLES[0]}.")
+        raise DataError(f"{card.name}: none of the {len(images)} images in {root} has a row in {table_name}.")
     return Listing(root, sorted(files, key=lambda file: file.source), tuple(excluded))
 
 
-def _read_table(card: DatasetCard, root: Path) -> pd.DataFrame:
+def _read_table(card: DatasetCard, root: Path) -> tuple[str, pd.DataFrame]:
+    """The table and its file name."""
     path = next((root / name for name in _TABLES if (root / name).is_file()), None)
     if path is None:
         raise DataError(f"{card.name}: {root} has no {' or '.join(_TABLES)}. Expected layout: {LAYOUT}.")
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, dtype={"Image Index": str, "Finding Labels": str})
     except (ValueError, OSError) as error:
         raise DataError(f"{card.name}: {path.name} cannot be read as a table ({error}). Download it again.") from None
     missing = sorted(_COLUMNS - set(table.columns))
@@ -68,10 +69,17 @@ def _read_table(card: DatasetCard, root: Path) -> pd.DataFrame:
             f"{card.name}: {path.name} has no column {', '.join(missing)}; it has {', '.join(table.columns[:8])}. "
             "Expected the official table, unchanged."
         )
+    for column in ("Image Index", "Finding Labels", "Patient ID"):
+        empty = table.index[table[column].isna()]
+        if len(empty):
+            raise DataError(
+                f"{card.name}: {path.name} has no {column} in {len(empty)} row(s), the first of them row {empty[0] + 1} "
+                "below the header. Expected the official table, unchanged."
+            )
     twice = table["Image Index"].duplicated()
     if twice.any():
         raise DataError(f"{card.name}: {path.name} names {table['Image Index'][twice].iloc[0]} more than once.")
-    return table
+    return path.name, table
 
 
 def _find_images(root: Path) -> dict[str, str]:

@@ -5,8 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fl_utils import paths
-from fl_utils.data.catalogue import CARDS
-from fl_utils.data.catalogue.schema import DatasetCard, Download
+from fl_utils.data.catalogue import CARDS, DatasetCard, Download
 
 _INTRO = """\
 # Data

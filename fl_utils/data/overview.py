@@ -1,0 +1,105 @@
+"""A dataset at a glance: volumes as one slice a case, and the rows of a contact sheet."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from fl_utils.data import decode
+from fl_utils.data.cases import Case, find_cases
+from fl_utils.data.catalogue import card
+from fl_utils.data.near import near_pairs
+from fl_utils.data.prepare import slices_of
+from fl_utils.data.types import DataError, ImageDataset, group_closure
+from fl_utils.data.volumes import read_case
+
+#: Normalised intensities that become black and white in a picture of a slice.
+WINDOW = (-2.5, 2.5)
+
+
+def volume_overview(name: str, *, image_size_px: int = 64, progress: bool = False) -> ImageDataset:
+    """One axial slice a case, so that volumes can be audited and looked at like images.
+
+    The slice with the most labelled voxels, or the middle one, of the modality with contrast agent where there is
+    one. Copies are told by the files' bytes, pictures by the voxels of image and mask, near-duplicates by the slice.
+    All labels are 0; labelled cases are "train", unlabelled ones "test". Cases that cannot be read are in `excluded`.
+
+    Raises:
+      DataError: not a dataset of volumes; no case can be read.
+    """
+    info = card(name)
+    if info.task != "segmentation":
+        raise DataError(f"{name} is a dataset of images, not of volumes; use load_dataset.")
+    kept, images, masks, voxels, excluded = [], [], [], [], []
+    modalities = [*info.modalities.values()]
+    channel = modalities.index("t1ce") if "t1ce" in modalities else 0
+    for case in tqdm(find_cases(info), desc=f"Reading {name}", unit="case", disable=not progress):
+        try:
+            volume = read_case(case, info)
+        except DataError as error:
+            excluded.append((case.subject, str(error)))
+            continue
+        content = volume.image.tobytes() + (b"" if volume.mask is None else volume.mask.tobytes())
+        voxels.append(hashlib.sha256(content).hexdigest())
+        if volume.mask is None:
+            volume = dataclasses.replace(volume, mask=np.zeros(volume.image.shape[:3], np.uint8))
+        slices = slices_of(volume, "axial", image_size_px)
+        labelled = (slices["mask"] > 0).sum(axis=(1, 2))
+        best = int(labelled.argmax()) if labelled.any() else len(slices) // 2
+        images.append(_windowed(slices["image"][best, ..., channel]))
+        masks.append(slices["mask"][best])
+        kept.append(case)
+    if not kept:
+        raise DataError(f"{name}: none of {len(excluded)} cases can be read. The first: {excluded[0][1]}")
+    contents = np.array([_content(case) for case in kept])
+    voxels, patients = np.array(voxels), np.array([case.patient for case in kept])
+    images = np.stack(images)
+    pairs = near_pairs(decode.hashes_of(images))[:2]
+    return ImageDataset(
+        name=name, images=images, labels=np.zeros(len(kept), np.int64), class_names=("case",),
+        groups=group_closure(contents, voxels, patients, pairs=pairs), duplicate_groups=group_closure(contents),
+        picture_groups=group_closure(contents, voxels), near_groups=group_closure(contents, voxels, pairs=pairs),
+        patients=patients, hospitals=np.array([case.hospital for case in kept]),
+        published_split=np.array(["train" if case.mask else "test" for case in kept]),
+        sources=np.array([case.subject for case in kept]), masks=np.stack(masks),
+        fingerprint=hashlib.sha256("".join(contents).encode()).hexdigest(), synthetic=False, excluded=tuple(excluded),
+    )
+
+
+def _windowed(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 1] of a normalised slice; the background, exactly 0, becomes black."""
+    low, high = WINDOW
+    grey = np.clip((image.astype(np.float32) - low) / (high - low), 0, 1) * (image != 0)
+    return np.rint(grey * 255).astype(np.uint8)[..., None]
+
+
+def _content(case: Case) -> str:
+    shas = []
+    for file in case.files:
+        with file.open("rb") as opened:
+            shas.append(hashlib.file_digest(opened, "sha256").hexdigest())
+    return " ".join(shas)
+
+
+def sheet_rows(dataset: ImageDataset) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """The rows of a contact sheet: every class in every natural hospital that has it.
+
+    An image with several findings stands in the row of each; one with none in "no finding".
+
+    Returns:
+      index [M] into the dataset, row [M], and the names of the rows.
+    """
+    classes = dataset.labels if dataset.is_multi_label else np.eye(dataset.num_classes, dtype=np.uint8)[dataset.labels]
+    names = list(dataset.class_names)
+    if dataset.is_multi_label:
+        classes, names = np.column_stack([classes, ~classes.any(axis=1)]), [*names, "no finding"]
+    indices, rows, titles = [], [], []
+    for k, name in enumerate(names):
+        for hospital in np.unique(dataset.hospitals):
+            members = np.flatnonzero((classes[:, k] > 0) & (dataset.hospitals == hospital))
+            if len(members):
+                indices.append(members)
+                rows.append(np.full(len(members), len(titles)))
+                titles.append(f"{name}, {hospital}" if hospital else name)
+    return np.concatenate(indices), np.concatenate(rows), tuple(titles)
