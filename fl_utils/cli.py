@@ -61,13 +61,15 @@ def sweep(
     profile: str = PROFILE,
     dataset: str = typer.Option("", help="One data set of the profile; default all."),
 ) -> None:
-    """Train the runs of notebooks 01 and 02 that are missing; goes on where it was stopped."""
-    from fl_utils.experiments import plans
+    """Train the runs of the notebooks that are missing; goes on where it was stopped."""
+    from fl_utils.experiments import leakage, plans
 
     for name in [dataset] if dataset else plans.datasets_of(profile):
         configs = plans.configs_01(profile, name) + plans.configs_02(profile, name)
         plans.sweep(configs)
-        typer.echo(f"{name}: {len(configs)} runs are there.")
+        on_splits = leakage.configs_00(profile, name)
+        plans.sweep(on_splits, experiment=leakage.LEAKAGE)
+        typer.echo(f"{name}: {len(configs) + len(on_splits)} runs are there.")
 
 
 @app.command()

@@ -15,7 +15,7 @@ import nbformat
 import typer
 
 from fl_utils import paths
-from fl_utils.experiments import plans
+from fl_utils.experiments import leakage, plans
 from fl_utils.readme import write_readme
 
 #: Keeps warnings and progress out of what is committed; a notebook's own output stays.
@@ -84,13 +84,17 @@ def train_what_is_missing(profile: str, chosen: Sequence[Path]) -> None:
     """Trains the notebooks' runs here, where a terminal can show a bar; the notebooks then load them."""
     progress = sys.stderr.isatty()
     for source in chosen:
-        if source.stem[:2] not in plans.NOTEBOOK_CONFIGS:
-            continue  # It trains nothing, or by itself.
+        number = source.stem[:2]
         for dataset in plans.datasets_of(profile):
             start = time.monotonic()
-            configs = plans.NOTEBOOK_CONFIGS[source.stem[:2]](profile, dataset, progress)
-            plans.sweep(configs, progress=progress)
-            typer.echo(f"{source.stem[:2]} {dataset}: {len(configs)} runs are there ({time.monotonic() - start:.0f} s)")
+            if number == "00":
+                configs, experiment = leakage.configs_00(profile, dataset, progress), leakage.LEAKAGE
+            elif number in plans.NOTEBOOK_CONFIGS:
+                configs, experiment = plans.NOTEBOOK_CONFIGS[number](profile, dataset, progress), plans.CLASSIFICATION
+            else:
+                continue  # It trains nothing, or by itself.
+            plans.sweep(configs, experiment=experiment, progress=progress)
+            typer.echo(f"{number} {dataset}: {len(configs)} runs are there ({time.monotonic() - start:.0f} s)")
 
 
 def run_notebook(source: Path, profile: str, folder: Path | None = None, *, train: bool = True) -> Path:

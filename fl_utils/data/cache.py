@@ -4,6 +4,7 @@ Everything here can be made again, so a cache that cannot be read is rebuilt, an
 cannot be written (full disk, read-only folder) costs a warning and time, never a result.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -146,6 +147,8 @@ def _decode_to_disk(pixels: Path, shape: tuple[int, ...], build) -> tuple[np.nda
     try:
         pixels.parent.mkdir(parents=True, exist_ok=True)
         images = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        with temporary.open("r+b") as file:  # a full disk is an error here; writing to the map, it ends the process
+            os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
         hashes, bad = build(images)
         images.flush()
         del images
@@ -157,7 +160,8 @@ def _decode_to_disk(pixels: Path, shape: tuple[int, ...], build) -> tuple[np.nda
             f"{pixels.parent}: {error}. Free some space, set FL_UTILS_CACHE to a larger disk, or use smaller images."
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where the folder is no folder; the error above says so
+            temporary.unlink(missing_ok=True)
 
 
 def _write_npz(file: BinaryIO, members: dict[str, np.ndarray]) -> None:

@@ -85,7 +85,9 @@ def _load_medmnist(info: DatasetCard, image_size_px: int) -> ImageDataset:
     )
 
 
-def _assemble(info: DatasetCard, images, labels, contents, pictures, bits, *, fingerprint: str, **columns) -> ImageDataset:
+def _assemble(
+    info: DatasetCard, images, labels, contents, pictures, bits, *, fingerprint: str, **columns
+) -> ImageDataset:
     """Ties the images into groups.
 
     The fingerprint changes where near-duplicates or series tie what patients and pictures do not: splits then differ.
@@ -101,7 +103,7 @@ def _assemble(info: DatasetCard, images, labels, contents, pictures, bits, *, fi
         name=info.name, images=images, labels=labels, class_names=info.class_names, groups=groups,
         duplicate_groups=group_closure(contents), picture_groups=group_closure(contents, pictures),
         near_groups=group_closure(contents, pictures, pairs=pairs), masks=None, fingerprint=fingerprint,
-        synthetic=False, **columns,
+        synthetic=False, hashes=bits, **columns,
     )
 
 

@@ -4,9 +4,9 @@ Two pictures are near-duplicates if their 256-bit perceptual hashes differ in at
 
 `NEAR_DISTANCE` was set on chest X-rays, whose patients are known, and looked at on brain MRI. Among the 17 million
 pairs of different pictures in chest_xray, nearly all of two patients, the nearest differ in 38 bits: up to 36 bits,
-not one pair of strangers is tied. Of the brain MRI pairs that were looked at (`looked_at`), those at up to 36 bits are the same picture at another
-brightness, crop or size, or a neighbouring slice, with one exception in 80. Neighbouring slices must not be split,
-since brain MRI bears no patient numbers.
+not one pair of strangers is tied. Of the brain MRI pairs that were looked at (`looked_at`), those at up to 36 bits are
+the same picture at another brightness, crop or size, or a neighbouring slice, with one exception in 80. Neighbouring
+slices must not be split, since brain MRI bears no patient numbers.
 """
 
 from pathlib import Path
@@ -42,7 +42,24 @@ def near_pairs(hashes: np.ndarray, max_distance: int = NEAR_DISTANCE) -> tuple[n
         upper = second > first
         first, second = first[upper], second[upper]
         found.append((first + start, second + start, distance[first, second].astype(np.int64)))
-    return tuple(np.concatenate(column) for column in zip(*found, strict=True)) if found else (np.zeros(0, np.int64),) * 3
+    if not found:
+        return (np.zeros(0, np.int64),) * 3
+    return tuple(np.concatenate(column) for column in zip(*found, strict=True))
+
+
+def pair_distances(hashes: np.ndarray, pictures: np.ndarray, max_distance: int = 64) -> pd.DataFrame:
+    """How many pairs of different pictures there are at each distance.
+
+    Args:
+      hashes: uint8 [N, B], see `near_pairs`.
+      pictures: int [N]; one image of each picture is used.
+      max_distance: in bits.
+    Returns:
+      Columns distance (0, 2, 4, ...: a perceptual hash has as many ones as zeros), pairs.
+    """
+    distance = near_pairs(hashes[np.unique(pictures, return_index=True)[1]], max_distance)[2]
+    steps = np.arange(0, max_distance + 1, 2)
+    return pd.DataFrame({"distance": steps, "pairs": [int(np.sum(distance // 2 * 2 == step)) for step in steps]})
 
 
 def series_blocks(series: np.ndarray, numbers: np.ndarray, hashes: np.ndarray) -> np.ndarray:

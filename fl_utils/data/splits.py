@@ -116,7 +116,7 @@ def _published_train(dataset: ImageDataset, kind: str, test: np.ndarray, seed: i
     if kind == "published_clean":
         return rest[~tied]
     rng = seeding.generator(seed, "split", kind)
-    left_out = []
+    left_out = [rest[:0]]  # where there is no training image at all
     for label in np.unique(dataset.strata[rest]):
         of_class = dataset.strata[rest] == label
         others = rng.permutation(rest[of_class & ~tied])

@@ -34,6 +34,7 @@ class ImageDataset:
       sources: str [N], POSIX path of the file relative to the dataset's folder.
       masks: uint8 [N, H, W], 0 = healthy, above 0 the parts of a lesion; None for data without masks.
       excluded: files that were left out, each with the reason (path, reason).
+      hashes: uint8 [N, 32], perceptual hashes (256 bits packed) of real images; None for generated ones.
       fingerprint: hex SHA-256 of what the images were made from.
       synthetic: True for generated images.
     """
@@ -54,6 +55,7 @@ class ImageDataset:
     fingerprint: str
     synthetic: bool
     excluded: tuple[tuple[str, str], ...] = ()
+    hashes: np.ndarray | None = None
 
     def __post_init__(self):
         for field in _PER_IMAGE:
@@ -102,7 +104,7 @@ class ImageDataset:
 
 _PER_IMAGE = (
     "images", "labels", "groups", "duplicate_groups", "picture_groups", "near_groups", "patients", "hospitals",
-    "published_split", "sources", "masks",
+    "published_split", "sources", "masks", "hashes",
 )
 
 

@@ -49,7 +49,7 @@ def share_out(dataset: ImageDataset, config: ExperimentConfig) -> Hospitals:
         rng = seeding.generator(config.seed, "partition", config.num_clients, name)
         try:
             shares = iid_partition(
-                dataset.labels[index], dataset.groups[index], num_clients=config.num_clients, rng=rng
+                dataset.strata[index], dataset.groups[index], num_clients=config.num_clients, rng=rng
             )
         except PartitionError as error:
             # The part is much smaller than the data set that the user knows.

@@ -61,16 +61,18 @@ def ladder(runs: Sequence[RunRecord], metric: str = "balanced_accuracy") -> pd.D
     Returns:
       One row a data set and step: dataset, split, kept_together, seeds, mean, low, high (t-interval over seeds, thus
       over splits), excess (its mean minus that of the suite's split), excess_low, excess_high (paired t over seeds).
+    Raises:
+      ValueError: no record of the suite's split, other seeds there, or a single seed.
     """
     rows = []
     chosen = [run for run in runs if run.config["split_seed"] is not None]
     for dataset in dict.fromkeys(run.config["dataset"] for run in chosen):
-        strict = [score(run, metric) for run in select(chosen, dataset=dataset, split="deduplicated")]
+        strict = select(chosen, dataset=dataset, split="deduplicated")
         for kind, kept_together in LADDER.items():
             if not any(run.config["split"] == kind and run.config["dataset"] == dataset for run in chosen):
                 continue
-            scores = [score(run, metric) for run in select(chosen, dataset=dataset, split=kind)]
-            interval, excess = seed_interval(scores), paired_seed_test(scores, strict).difference
+            scores, of_strict = _paired(select(chosen, dataset=dataset, split=kind), strict, metric)
+            interval, excess = seed_interval(scores), paired_seed_test(scores, of_strict).difference
             rows.append(
                 {"dataset": dataset, "split": kind, "kept_together": kept_together, "seeds": interval.num}
                 | {"mean": interval.mean, "low": interval.low, "high": interval.high}
@@ -87,6 +89,8 @@ def same_test(runs: Sequence[RunRecord], metric: str = "balanced_accuracy") -> p
     Returns:
       One row a comparison with "published_clean": dataset, split, mean, clean, difference, low, high (paired t over
       seeds), patient_low, patient_high (bootstrap over test pictures), p_value, p_holm.
+    Raises:
+      ValueError: one of the three splits has no record, other seeds than the others, or a single one.
     """
     rows = []
     chosen = [run for run in runs if run.config["split"] in SAME_TEST and run.config["split_seed"] is None]
@@ -94,7 +98,7 @@ def same_test(runs: Sequence[RunRecord], metric: str = "balanced_accuracy") -> p
         clean = select(chosen, dataset=dataset, split="published_clean")
         for kind in ("published_thinned", "published"):
             other = select(chosen, dataset=dataset, split=kind)
-            ours, theirs = [[score(run, metric) for run in members] for members in (other, clean)]
+            ours, theirs = _paired(other, clean, metric)
             test = paired_seed_test(ours, theirs)
             one, two = PatientScorer(other, metric), PatientScorer(clean, metric)
             pictures = cluster_bootstrap(
@@ -108,3 +112,15 @@ def same_test(runs: Sequence[RunRecord], metric: str = "balanced_accuracy") -> p
             )
     table = pd.DataFrame(rows)
     return table.assign(p_holm=holm(table["p_value"])) if len(table) else table
+
+
+def _paired(ours: Sequence[RunRecord], theirs: Sequence[RunRecord], metric: str) -> tuple[list[float], list[float]]:
+    """The scores of two arms, seed by seed."""
+    seeds = [[run.config["seed"] for run in members] for members in (ours, theirs)]
+    if seeds[0] != seeds[1]:
+        splits = [members[0].config["split"] for members in (ours, theirs)]
+        raise ValueError(
+            f"The split {splits[0]!r} has the seeds {seeds[0]}, {splits[1]!r} {seeds[1]}; a paired comparison needs "
+            "the same. Let the sweep finish."
+        )
+    return [score(run, metric) for run in ours], [score(run, metric) for run in theirs]

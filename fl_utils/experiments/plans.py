@@ -201,7 +201,7 @@ def configs_02(profile: str, dataset: str, progress: bool = True) -> list[Experi
     ]
 
 
-#: The runs of each notebook, by its number.
+#: The runs of notebooks 01 and 02, by their numbers; those of 00 are in `leakage`.
 NOTEBOOK_CONFIGS = {"01": configs_01, "02": configs_02}
 
 

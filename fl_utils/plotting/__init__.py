@@ -1,5 +1,6 @@
 """Figures: one function each, from a tidy table to a matplotlib Figure (floor 3, no TensorFlow)."""
 
+from fl_utils.plotting.audit import pair_distances, pair_gallery
 from fl_utils.plotting.comparison import hospital_gain, intervals
 from fl_utils.plotting.counts import class_counts, partition_heatmap, round_steps
 from fl_utils.plotting.curves import learning_curves
@@ -20,6 +21,8 @@ __all__ = [
     "intervals",
     "learning_curves",
     "look",
+    "pair_distances",
+    "pair_gallery",
     "partition_heatmap",
     "reliability",
     "round_steps",

@@ -51,9 +51,9 @@ def image_gallery(
     for number, (row, class_name) in enumerate(zip(axes, class_names, strict=True)):
         members = np.flatnonzero(labels == number)[:per_class]
         for ax in row:
-            _bare(ax)
+            bare(ax)
         for ax, index in zip(row, members, strict=False):
-            _draw(ax, images[index])
+            draw_grey(ax, images[index])
             if masks is not None and np.any(masks[index]):
                 ax.contour(np.asarray(masks[index]) > 0, levels=[0.5], colors=[ORANGE], linewidths=1.6)
         row[0].set_ylabel(class_name.replace("_", "\n"), fontsize=11)
@@ -83,15 +83,15 @@ def case_gallery(
     columns = max(1, min(columns, len(images)))
     rows = -(-len(images) // columns)
     side = WIDTH / max(columns, 4)
-    titles = [_wrapped(title, side) for title in titles]
+    titles = [wrapped(title, side) for title in titles]
     lines = 1 + max(title.count("\n") for title in titles)
     figure = new_figure(rows * (side + 0.17 * lines) + 0.7, columns * side)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for ax in axes[len(images) :]:
         ax.remove()
     for ax, image, title, right in zip(axes, images, titles, borders, strict=False):
-        _bare(ax)
-        _draw(ax, image)
+        bare(ax)
+        draw_grey(ax, image)
         ax.set_xlabel(title, fontsize=10)
         ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, fill=False, clip_on=False, **_frame(right)))
     handles = [
@@ -109,17 +109,19 @@ def _frame(right: bool) -> dict:
     return {"color": VERMILLION, "linewidth": 4, "linestyle": (0, (2, 1))}
 
 
-def _wrapped(text: str, width: float) -> str:
+def wrapped(text: str, width: float) -> str:
     """The text broken so that it fits `width` inches at 10 points."""
     return "\n".join(textwrap.fill(line, max(8, int(width / 0.088))) for line in text.split("\n"))
 
 
-def _draw(ax: Axes, image: np.ndarray) -> None:
+def draw_grey(ax: Axes, image: np.ndarray) -> None:
+    """An image [H, W, 1] with the grey window 0 to 255."""
     # No smoothing and no stretching of grey values: both would show what the model does not see.
     ax.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
 
 
-def _bare(ax: Axes) -> None:
+def bare(ax: Axes) -> None:
+    """Axes without ticks, grid and frame."""
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     ax.spines[:].set_visible(False)

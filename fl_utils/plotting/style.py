@@ -48,6 +48,7 @@ LOOKS: Mapping[str, Look] = MappingProxyType(
         "local": Look("Each hospital alone", VERMILLION, "^", (0, (5, 1.5, 1, 1.5)), ".."),
         "fedavg": Look("Federated (FedAvg)", BLUE, "o", "-", ""),
         "seed_cnn": Look("Three-layer CNN", GREEN, "D", "-", ""),
+        "probe": Look("Probe without a look at the picture", ORANGE, "P", "-", "--"),
         "residual_gn": Look("Residual network (GroupNorm)", PURPLE, "v", (0, (5, 2)), "xx"),
     }
 )

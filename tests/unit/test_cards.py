@@ -71,7 +71,7 @@ def test_class_names_are_unique_and_snake_case(info):
 def test_published_counts_add_up(info):
     assert sum(info.counts.values()) == TOTALS[info.name]
     parts = {part for parts in info.splits.values() for part in parts}
-    assert set(info.counts) <= parts | {"train", "test"} | set(info.classes)
+    assert set(info.counts) <= parts | {"train", "test", "total"} | set(info.classes)
     assert set(info.optional_parts) <= parts | {"imagesTs"}
 
 

@@ -1,5 +1,6 @@
 """Loading: layouts, formats and modes, cache, errors. The trees are small but laid out as the real ones."""
 
+import errno
 import json
 import os
 import resource
@@ -13,7 +14,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from fl_utils import paths
-from fl_utils.data import DataError, audit, cache, load_dataset, make_split, source_fingerprint
+from fl_utils.data import DataError, audit, cache, decode, load_dataset, make_split
+from fl_utils.data import load as load_module
 from fl_utils.data.types import group_closure
 
 BRAIN_CLASSES = ("glioma_tumor", "meningioma_tumor", "no_tumor", "pituitary_tumor")
@@ -54,6 +56,10 @@ def chest(data):
     return root
 
 
+def fingerprint(name):
+    return load_dataset(name, image_size_px=16).fingerprint
+
+
 def index_of(dataset, ending):
     return next(i for i, source in enumerate(dataset.sources) if source.endswith(ending))
 
@@ -67,6 +73,8 @@ def test_brain_layout(brain):
     assert list(dataset.sources) == sorted(dataset.sources)
     assert dataset.sources[0] == "Testing/glioma_tumor/image(0).jpg"
     assert set(dataset.patients) == {""} and len(np.unique(dataset.groups)) == 20
+    assert set(dataset.hospitals) == {""} and dataset.excluded == () and not dataset.is_multi_label
+    assert len(np.unique(dataset.near_groups)) == 20 and dataset.strata is dataset.labels
     assert dataset.masks is None and not dataset.synthetic and len(dataset.fingerprint) == 64
 
 
@@ -87,7 +95,7 @@ def test_chest_groups_join_patients_of_one_type_across_the_parts(chest):
 
 
 def test_val_joins_train_when_it_is_there(chest):
-    before = source_fingerprint("chest_xray")
+    before = fingerprint("chest_xray")
     rng = np.random.default_rng(5)
     save_image(chest / "val" / "NORMAL" / "NORMAL2-IM-1427-0001.jpeg", rng)
     save_image(chest / "val" / "PNEUMONIA" / "person2_bacteria_4.jpeg", rng)
@@ -216,10 +224,12 @@ def test_different_pictures_that_tie_after_resizing_are_told_apart(brain):
         for name in tied:
             np.testing.assert_array_equal(dataset.images[at(name)], dataset.images[at(tied[0])])
         assert len({dataset.picture_groups[at(name)] for name in tied}) == len(tied)
-        assert len({dataset.groups[at(name)] for name in tied}) == len(tied)
+    # Grouping by near-duplicates, which is allowed to tie them, is apart from this.
     assert dataset.picture_groups[at("one_value")] == dataset.picture_groups[at("one_value_again")]
     assert dataset.picture_groups[at("flat")] == dataset.picture_groups[at("flat_copy")]
     assert len(np.unique(dataset.picture_groups)) == 20 + len(near_twins())
+    for group in np.unique(dataset.picture_groups):
+        assert len(set(dataset.near_groups[dataset.picture_groups == group])) == 1
 
     published = make_split(dataset, kind="published", seed=0)
     leaked = dataset.sources[published.test[published.test_leaked]]
@@ -243,8 +253,8 @@ def test_only_files_that_tie_are_decoded_at_full_resolution(brain, monkeypatch):
         save_png(brain / "Training/no_tumor" / f"{name}.png", near_twins()[name])
     shutil.copy(brain / "Training/no_tumor/wide.png", brain / "Testing/no_tumor/copy.png")
     first = load_dataset("brain_mri", image_size_px=16)
-    decoded, grey = [], cache._grey
-    monkeypatch.setattr(cache, "_grey", lambda path: decoded.append(path.name) or grey(path))
+    decoded, grey = [], decode._grey
+    monkeypatch.setattr(decode, "_grey", lambda path: decoded.append(path.name) or grey(path))
     second = load_dataset("brain_mri", image_size_px=16)
     assert sorted(decoded) == ["flat.png", "larger.png"]
     np.testing.assert_array_equal(first.picture_groups, second.picture_groups)
@@ -264,6 +274,45 @@ def test_files_that_tie_and_broke_since_they_were_cached_are_listed(brain):
     assert str(brain) not in str(error.value)
 
 
+def smooth_picture(rng):
+    """Soft blobs, as anatomy has: what a perceptual hash is made for."""
+    return np.asarray(Image.fromarray(rng.integers(30, 200, (6, 6), dtype=np.uint8)).resize((48, 48), Image.BICUBIC))
+
+
+def test_near_duplicates_share_a_group_and_tie_their_patients(chest, monkeypatch):
+    rng = np.random.default_rng(11)
+    picture, other = smooth_picture(rng), smooth_picture(rng)
+    save_png(chest / "train/NORMAL/IM-0115-0002.png", picture)
+    save_png(chest / "test/NORMAL/IM-0007-0001.png", np.clip(picture * 1.1 + 5, 0, 255).astype(np.uint8))
+    save_png(chest / "test/NORMAL/IM-0009-0001.png", other)
+    dataset = load_dataset("chest_xray", image_size_px=16)
+    first, brighter, other = (index_of(dataset, f"{name}.png") for name in ("0115-0002", "0007-0001", "0009-0001"))
+    assert dataset.picture_groups[first] != dataset.picture_groups[brighter]
+    assert dataset.near_groups[first] == dataset.near_groups[brighter] != dataset.near_groups[other]
+    assert dataset.groups[first] == dataset.groups[brighter] == dataset.groups[index_of(dataset, "0115-0001.jpeg")]
+    assert dataset.near_groups[first] != dataset.near_groups[index_of(dataset, "0115-0001.jpeg")]  # one patient only
+    assert len(np.unique(dataset.near_groups)) == 12
+
+    none = np.zeros(0, np.int64)
+    monkeypatch.setattr(load_module, "near_pairs", lambda hashes: (none, none, none))
+    untied = load_dataset("chest_xray", image_size_px=16)
+    assert untied.groups[first] != untied.groups[brighter]
+    assert untied.fingerprint != dataset.fingerprint  # other groups make other splits
+
+
+def test_consecutive_numbers_of_a_series_are_kept_together(brain):
+    rng = np.random.default_rng(12)
+    for number in range(1, 21):
+        save_image(brain / f"Training/glioma_tumor/gg ({number}).jpg", rng)
+    save_image(brain / "Training/pituitary_tumor/p (9).jpg", rng)  # another series
+    save_image(brain / "Testing/glioma_tumor/gg (9).jpg", rng)  # numbers of Testing are no series
+    dataset = load_dataset("brain_mri", image_size_px=16)
+    blocks = [dataset.groups[index_of(dataset, f"Training/glioma_tumor/gg ({number}).jpg")] for number in range(1, 21)]
+    assert [len(set(blocks[start:end])) for start, end in ((0, 8), (8, 16), (16, 20))] == [1, 1, 1]
+    assert len(set(blocks)) == 3 and len(np.unique(dataset.groups)) == 20 + 3 + 2
+    assert len(np.unique(dataset.near_groups)) == len(dataset) == 42
+
+
 def test_group_closure_follows_chains_and_numbers_by_appearance():
     contents = np.array(["a", "b", "b", "c", "d", "e"])
     patients = np.array(["", "p", "", "p", "q", ""])
@@ -272,13 +321,13 @@ def test_group_closure_follows_chains_and_numbers_by_appearance():
 
 
 def test_hidden_and_file_manager_files_are_ignored(brain):
-    before = source_fingerprint("brain_mri")
+    before = fingerprint("brain_mri")
     for place in (brain, brain / "Training", brain / "Training/no_tumor"):
         (place / ".DS_Store").write_bytes(b"x")
         (place / "Thumbs.db").write_bytes(b"x")
         (place / ".ipynb_checkpoints").mkdir()
     (brain / "Training" / "notes.txt").write_text("not an image")
-    assert source_fingerprint("brain_mri") == before
+    assert fingerprint("brain_mri") == before
     assert len(load_dataset("brain_mri", image_size_px=16)) == 20
 
 
@@ -291,7 +340,7 @@ def test_formats_give_the_same_grey_image(tmp_path, ending, mode):
     path = tmp_path / f"image{ending}"
     options = {"quality": 95} if ending in (".jpg", ".JPEG", ".webp") else {}
     Image.fromarray(GREY).convert(mode).save(path, **options)
-    decoded = cache.decode_image(path, 32).astype(int)
+    decoded = decode.decode_image(path, 32).astype(int)
     assert decoded.shape == (32, 32)
     assert np.abs(decoded - GREY).max() <= (12 if options else 0)
 
@@ -302,24 +351,24 @@ def test_modes_give_the_same_grey_image(tmp_path, mode):
     Image.fromarray(GREY).convert("RGB" if mode == "CMYK" else "L").convert(mode).save(path)
     with Image.open(path) as image:
         assert image.mode == mode
-    assert np.abs(cache.decode_image(path, 32).astype(int) - GREY).max() <= 1
+    assert np.abs(decode.decode_image(path, 32).astype(int) - GREY).max() <= 1
 
 
 def test_one_bit_images_become_black_and_white(tmp_path):
     Image.fromarray(GREY > 127).save(tmp_path / "image.png")
-    np.testing.assert_array_equal(cache.decode_image(tmp_path / "image.png", 32), np.where(GREY > 127, 255, 0))
+    np.testing.assert_array_equal(decode.decode_image(tmp_path / "image.png", 32), np.where(GREY > 127, 255, 0))
 
 
 def test_transparent_parts_become_black(tmp_path):
     pixels = np.full((32, 32, 4), 200, np.uint8)
     pixels[:16, :, 3], pixels[16:, :, 3] = 0, 255
     Image.fromarray(pixels, "RGBA").save(tmp_path / "alpha.png")
-    decoded = cache.decode_image(tmp_path / "alpha.png", 32)
+    decoded = decode.decode_image(tmp_path / "alpha.png", 32)
     assert decoded[:16].max() == 0 and decoded[16:].min() == 200
     palette = Image.fromarray(np.full((32, 32), 7, np.uint8), "P")
     palette.putpalette([200] * 768)
     palette.save(tmp_path / "palette.png", transparency=7)
-    assert cache.decode_image(tmp_path / "palette.png", 32).max() == 0
+    assert decode.decode_image(tmp_path / "palette.png", 32).max() == 0
 
 
 @pytest.mark.parametrize("ending", [".png", ".tif"])
@@ -331,13 +380,13 @@ def test_16_bit_is_scaled_from_the_depth_that_holds_its_maximum(tmp_path, ending
     Image.fromarray(values).save(path)
     with Image.open(path) as image:
         assert image.mode.startswith("I")
-    assert cache.decode_image(path, 32).max() == expected
-    assert cache.decode_image(path, 32).min() == 0
+    assert decode.decode_image(path, 32).max() == expected
+    assert decode.decode_image(path, 32).min() == 0
 
 
 def test_a_wide_image_is_padded_with_black_not_stretched(tmp_path):
     Image.fromarray(np.full((20, 40), 100, np.uint8)).save(tmp_path / "wide.png")
-    decoded = cache.decode_image(tmp_path / "wide.png", 40)
+    decoded = decode.decode_image(tmp_path / "wide.png", 40)
     assert (decoded[:10] == 0).all() and (decoded[10:30] == 100).all() and (decoded[30:] == 0).all()
 
 
@@ -345,7 +394,7 @@ def test_shrinking_averages_instead_of_aliasing(tmp_path):
     stripes = np.zeros((256, 256), np.uint8)
     stripes[:, ::2] = 255
     Image.fromarray(stripes).save(tmp_path / "stripes.png")
-    assert np.abs(cache.decode_image(tmp_path / "stripes.png", 32).astype(int) - 127).max() <= 8  # aliased: 127
+    assert np.abs(decode.decode_image(tmp_path / "stripes.png", 32).astype(int) - 127).max() <= 8  # aliased: 127
 
 
 def test_pixels_with_no_known_range_are_refused(brain):
@@ -355,17 +404,133 @@ def test_pixels_with_no_known_range_are_refused(brain):
         load_dataset("brain_mri", image_size_px=16)
 
 
+# --- a few unreadable files ----------------------------------------------------------------
+
+
+def many(root, num_normal, num_pneumonia=5):
+    """A chest_xray tree of noise; returns the pixels by source."""
+    rng, pixels = np.random.default_rng(21), {}
+    for folder, num, name in (("NORMAL", num_normal, "IM-{:04d}-0001"), ("PNEUMONIA", num_pneumonia, "person{}_virus_1")):
+        for i in range(num):
+            part = "test" if i == 0 else "train"
+            source = f"{part}/{folder}/{name.format(i)}.png"
+            pixels[source] = rng.integers(0, 256, (16, 16), dtype=np.uint8)
+            save_png(root / source, pixels[source])
+    return pixels
+
+
+BAD = "train/NORMAL/IM-0060-0001.png"  # in the middle, so that a column that keeps it is out of step
+
+
+def spoil(path, how):
+    content = path.read_bytes()
+    if how in ("folder", "dangling link"):
+        path.unlink()
+        path.mkdir() if how == "folder" else path.symlink_to(path.with_name("gone.png"))
+    else:
+        path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"not an image"}[how])
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["in memory", "mapped"])
+def test_one_unreadable_file_of_120_is_left_out(data, monkeypatch, large):
+    if large:
+        monkeypatch.setattr(cache, "MAX_IN_MEMORY_BYTES", 1)
+    pixels = many(data / "chest_xray", 120)
+    # Two copies around the bad file, and a patient with two images: their groups must follow.
+    for new, old in (("train/NORMAL/IM-0050-0001.png", "test/NORMAL/IM-0000-0001.png"), ("train/NORMAL/IM-0090-0002.png", None)):
+        pixels[new] = pixels[old] if old else np.random.default_rng(22).integers(0, 256, (16, 16), dtype=np.uint8)
+        save_png(data / "chest_xray" / new, pixels[new])
+    spoil(data / "chest_xray" / BAD, "truncated")
+    del pixels[BAD]
+    with pytest.warns(RuntimeWarning, match=rf"(?s)chest_xray: left out \(1\):.*{BAD}: .*truncated") as caught:
+        first = load_dataset("chest_xray", image_size_px=16)
+    assert len(caught) == 1
+    assert [source for source, _ in first.excluded] == [BAD] and "truncated" in first.excluded[0][1]
+    assert str(data) not in first.excluded[0][1]
+
+    assert first.sources.tolist() == sorted(pixels)
+    for source, image in zip(first.sources, first.images, strict=True):
+        np.testing.assert_array_equal(image[..., 0], pixels[source])
+    assert first.labels.tolist() == [int("PNEUMONIA" in source) for source in first.sources]
+    assert first.published_split.tolist() == [source.split("/")[0] for source in first.sources]
+    assert first.patients.tolist() == [
+        "_".join(name.split("_")[:2]) if name[0] == "p" else name[:7]
+        for name in (source.split("/")[-1] for source in first.sources)
+    ]
+    assert set(first.hospitals) == {""}
+    copies = [index_of(first, "/IM-0000-0001.png"), index_of(first, "/IM-0050-0001.png")]
+    one_patient = [index_of(first, "/IM-0090-0001.png"), index_of(first, "/IM-0090-0002.png")]
+    for column, tied in (
+        (first.duplicate_groups, [copies]), (first.picture_groups, [copies]), (first.near_groups, [copies]),
+        (first.groups, [copies, one_patient]),
+    ):
+        values, counts = np.unique(column, return_counts=True)
+        assert sorted(map(tuple, tied)) == sorted(tuple(np.flatnonzero(column == v)) for v in values[counts > 1])
+
+    monkeypatch.setattr(decode, "_grey", lambda *_: pytest.fail("decoded again"))
+    with pytest.warns(RuntimeWarning, match="left out"):
+        second = load_dataset("chest_xray", image_size_px=16)
+    for name, value in vars(first).items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(value, getattr(second, name))
+        else:
+            assert value == getattr(second, name), name
+    assert audit(first).excluded == 1
+
+
+@pytest.mark.parametrize("how", ["empty", "text", "folder", "dangling link"])
+def test_whatever_makes_a_file_unreadable(data, how):
+    many(data / "chest_xray", 120)
+    whole = load_dataset("chest_xray", image_size_px=16)
+    spoil(data / "chest_xray" / BAD, how)
+    with pytest.warns(RuntimeWarning, match=BAD):
+        dataset = load_dataset("chest_xray", image_size_px=16)
+    assert len(dataset) == len(whole) - 1 and dataset.fingerprint != whole.fingerprint
+    reason = {"folder": "directory", "dangling link": "No such file"}.get(how, "cannot identify image")
+    assert len(dataset.excluded) == 1 and dataset.excluded[0][0] == BAD and reason in dataset.excluded[0][1]
+    # And once it is there again, so is the dataset.
+    path = data / "chest_xray" / BAD
+    path.rmdir() if how == "folder" else path.unlink()
+    many(data / "chest_xray", 120)
+    again = load_dataset("chest_xray", image_size_px=16)
+    assert again.fingerprint == whole.fingerprint and again.excluded == ()
+
+
+@pytest.mark.parametrize(("num", "num_bad", "enough"), [(120, 2, False), (100, 1, True), (99, 1, False), (200, 2, True)])
+def test_no_more_than_one_in_a_hundred_of_a_class_may_be_unreadable(data, num, num_bad, enough):
+    many(data / "chest_xray", num)
+    bad = [f"train/NORMAL/IM-{number:04d}-0001.png" for number in range(40, 40 + num_bad)]
+    for source in bad:
+        spoil(data / "chest_xray" / source, "text")
+    if enough:
+        with pytest.warns(RuntimeWarning, match=rf"left out \({num_bad}\)"):
+            dataset = load_dataset("chest_xray", image_size_px=16)
+        assert [source for source, _ in dataset.excluded] == bad and len(dataset) == num + 5 - num_bad
+    else:
+        with pytest.raises(DataError, match=rf"(?s){num_bad} file.*More than 1% of a class.*\(normal: {num_bad} of {num}\)"):
+            load_dataset("chest_xray", image_size_px=16)
+
+
+def test_a_small_class_is_not_covered_by_a_large_one(data):
+    many(data / "chest_xray", 200)
+    spoil(data / "chest_xray/train/PNEUMONIA/person3_virus_1.png", "empty")  # 1 of 205 files, and 1 of 5 of its class
+    with pytest.raises(DataError, match=r"(?s)1 file.*person3_virus_1.*\(pneumonia: 1 of 5\)"):
+        load_dataset("chest_xray", image_size_px=16)
+
+
 # --- cache ---------------------------------------------------------------------------------
 
 
 def test_the_second_call_reads_neither_images_nor_contents(brain, monkeypatch):
     first = load_dataset("brain_mri", image_size_px=16)
-    monkeypatch.setattr(cache, "decode_image", lambda *_: pytest.fail("decoded again"))
-    monkeypatch.setattr(cache, "_grey", lambda *_: pytest.fail("decoded again"))  # nothing ties here
+    monkeypatch.setattr(decode, "_grey", lambda *_: pytest.fail("decoded again"))  # nothing ties here
+    monkeypatch.setattr(decode, "decode_images", lambda *_, **__: pytest.fail("decoded again"))
     monkeypatch.setattr(cache, "_sha256", lambda *_: pytest.fail("hashed again"))
     second = load_dataset("brain_mri", image_size_px=16)
     np.testing.assert_array_equal(first.images, second.images)
-    assert first.fingerprint == second.fingerprint == source_fingerprint("brain_mri")
+    assert first.fingerprint == second.fingerprint
+    for column in ("groups", "near_groups", "picture_groups", "duplicate_groups", "labels", "sources"):
+        np.testing.assert_array_equal(getattr(first, column), getattr(second, column))
 
 
 def test_each_image_size_has_its_own_cache(brain):
@@ -384,24 +549,26 @@ def test_a_changed_file_changes_fingerprint_and_images(brain):
 
 
 def test_the_fingerprint_does_not_depend_on_place_or_time(brain, tmp_path, monkeypatch):
-    before = source_fingerprint("brain_mri")
+    before = fingerprint("brain_mri")
     shutil.copytree(brain, tmp_path / "elsewhere" / "brain_mri")
     for path in (tmp_path / "elsewhere").rglob("*.jpg"):
         os.utime(path, (1, 1))
     monkeypatch.setenv("FL_UTILS_DATA", str(tmp_path / "elsewhere"))
-    assert source_fingerprint("brain_mri") == before
+    assert fingerprint("brain_mri") == before
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "other shape", "not a zip", "no member"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "flipped", "flipped hashes", "empty", "other shape", "other number of hashes", "not a zip", "no member"]
+)
 def test_a_damaged_cache_is_noticed_and_rebuilt(brain, damage):
     expected = load_dataset("brain_mri", image_size_px=16).images
     (path,) = (paths.cache_root() / "images").iterdir()
     content = path.read_bytes()
     if damage == "truncated":
         path.write_bytes(content[: len(content) // 2])
-    elif damage == "flipped":
-        middle = len(content) // 2
-        path.write_bytes(content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :])
+    elif damage.startswith("flipped"):
+        place = 300 if damage == "flipped hashes" else len(content) // 2  # the hashes come first in the file
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
     elif damage == "empty":
         path.write_bytes(b"")
     elif damage == "not a zip":
@@ -409,7 +576,8 @@ def test_a_damaged_cache_is_noticed_and_rebuilt(brain, damage):
     elif damage == "no member":
         np.savez(path, other=expected)
     else:
-        np.savez(path, images=expected[:3])
+        hashes = np.zeros((3 if damage == "other number of hashes" else 20, 32), np.uint8)
+        np.savez(path, images=expected[:3] if damage == "other shape" else expected, hashes=hashes, bad="[]")
     with pytest.warns(RuntimeWarning, match="damaged"):
         again = load_dataset("brain_mri", image_size_px=16).images
     np.testing.assert_array_equal(again, expected)
@@ -418,12 +586,107 @@ def test_a_damaged_cache_is_noticed_and_rebuilt(brain, damage):
         np.testing.assert_array_equal(load_dataset("brain_mri", image_size_px=16).images, expected)
 
 
+def bytes_of(images):
+    return np.array(images).tobytes()
+
+
+def test_what_is_too_large_for_memory_is_mapped_from_disk(brain, monkeypatch):
+    in_memory = load_dataset("brain_mri", image_size_px=16)
+    shutil.rmtree(paths.cache_root())
+    monkeypatch.setattr(cache, "MAX_IN_MEMORY_BYTES", 20 * 16 * 16 - 1)
+    first = load_dataset("brain_mri", image_size_px=16)
+    assert isinstance(first.images, np.memmap) and not first.images.flags.writeable
+    folder = paths.cache_root() / "images"
+    assert sorted(path.suffix for path in folder.iterdir()) == [".npy", ".npz"]  # nothing half-written
+    monkeypatch.setattr(decode, "decode_images", lambda *_, **__: pytest.fail("decoded again"))
+    second = load_dataset("brain_mri", image_size_px=16)
+    assert isinstance(second.images, np.memmap)
+    for mapped in (first, second):
+        assert bytes_of(mapped.images) == bytes_of(in_memory.images)
+        assert mapped.fingerprint == in_memory.fingerprint
+        for column in ("labels", "groups", "near_groups", "picture_groups", "sources"):
+            np.testing.assert_array_equal(getattr(mapped, column), getattr(in_memory, column))
+    assert bytes_of(second.subset([3, 1]).images) == bytes_of(in_memory.images[[3, 1]])
+
+
+def test_the_limit_itself_still_fits_into_memory(brain, monkeypatch):
+    monkeypatch.setattr(cache, "MAX_IN_MEMORY_BYTES", 20 * 16 * 16)
+    assert not isinstance(load_dataset("brain_mri", image_size_px=16).images, np.memmap)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "not an array", "other shape", "no index"])
+def test_damaged_mapped_images_are_rebuilt(brain, monkeypatch, damage):
+    monkeypatch.setattr(cache, "MAX_IN_MEMORY_BYTES", 1)
+    expected = bytes_of(load_dataset("brain_mri", image_size_px=16).images)
+    (pixels,), (index,) = (list((paths.cache_root() / "images").glob(f"*{ending}")) for ending in (".npy", ".npz"))
+    if damage == "missing":
+        pixels.unlink()
+    elif damage == "no index":  # as after a crash between the two files
+        index.unlink()
+        pixels.write_bytes(pixels.read_bytes()[:1000])
+    elif damage == "other shape":
+        np.save(pixels, np.zeros((3, 16, 16, 1), np.uint8))
+    else:
+        content = {"truncated": pixels.read_bytes()[:-100], "empty": b"", "not an array": b"something else" * 500}
+        pixels.write_bytes(content[damage])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        again = load_dataset("brain_mri", image_size_px=16).images
+    assert bytes_of(again) == expected and isinstance(again, np.memmap)
+    damaged = [] if damage in ("missing", "no index") else ["damaged"]
+    assert ["damaged" for warning in caught if "is damaged" in str(warning.message)] == damaged
+    assert len(caught) == len(damaged)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # whole again
+        assert bytes_of(load_dataset("brain_mri", image_size_px=16).images) == expected
+
+
+@pytest.mark.parametrize("obstacle", ["no folder", "file too large", "disk full"])
+def test_mapped_images_that_cannot_be_written_are_an_error(brain, tmp_path, monkeypatch, obstacle):
+    monkeypatch.setattr(cache, "MAX_IN_MEMORY_BYTES", 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if obstacle == "no folder":
+        (tmp_path / "file").write_text("in the way")
+        monkeypatch.setenv("FL_UTILS_CACHE", str(tmp_path / "file"))
+    elif obstacle == "file too large":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    else:
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the manifest, which cannot be written either
+            with pytest.raises(DataError, match="too much for memory and could not be written to.*FL_UTILS_CACHE"):
+                load_dataset("brain_mri", image_size_px=64)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "cache").glob("images/*"))  # nothing half-written
+
+
+def test_the_space_for_mapped_images_is_taken_before_they_are_decoded(tmp_path, monkeypatch):
+    """Otherwise a disk that fills up ends Python with a bus error instead of an exception."""
+    monkeypatch.setenv("FL_UTILS_CACHE", str(tmp_path))
+    monkeypatch.setattr(cache, "MAX_IN_MEMORY_BYTES", 1)
+    taken = []
+
+    def build(images):
+        (path,) = (tmp_path / "images").iterdir()
+        taken.append(path.stat().st_blocks * 512)
+        return np.zeros((len(images), 32), np.uint8), []
+
+    decoded = cache.cached_decode("key", (4, 500, 500, 1), build)
+    assert taken[0] >= 1_000_000 and decoded.images.shape == (4, 500, 500, 1)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", '{"a": 3}', '{"a": [1, 2]}', '{"a": ["x", 2, "s"]}'])
 def test_a_damaged_manifest_is_made_again(brain, content):
-    before = source_fingerprint("brain_mri")
+    before = fingerprint("brain_mri")
     (path,) = (paths.cache_root() / "manifests").iterdir()
     path.write_text(content)
-    assert source_fingerprint("brain_mri") == before
+    assert fingerprint("brain_mri") == before
     assert len(json.loads(path.read_text())) == 20
 
 
@@ -464,7 +727,7 @@ def test_missing_folder_says_what_to_set(data):
         load_dataset("brain_mri", image_size_px=16)
     assert "brain_mri/{Training,Testing}/{glioma_tumor,meningioma_tumor,no_tumor,pituitary_tumor}" in str(error.value)
     with pytest.raises(DataError, match="FL_UTILS_DATA"):
-        source_fingerprint("chest_xray")
+        fingerprint("chest_xray")
 
 
 def test_missing_part(brain):
@@ -513,7 +776,13 @@ def test_unreadable_and_truncated_images_are_all_listed(brain):
         assert source in message
     assert "truncated" in message
     assert str(brain) not in message
-    assert not list((paths.cache_root()).glob("images/*"))
+    with pytest.raises(DataError) as again:  # the cache does not hide them
+        load_dataset("brain_mri", image_size_px=16)
+    assert str(again.value) == message
+    (brain / glioma / "empty.png").unlink()
+    for source in ("Training/no_tumor/image(0).jpg", f"{glioma}/image(1).jpg"):
+        save_image(brain / source, np.random.default_rng(9))
+    assert load_dataset("brain_mri", image_size_px=16).excluded == ()
 
 
 def test_no_more_than_ten_bad_files_are_listed(brain):
@@ -527,7 +796,7 @@ def test_no_more_than_ten_bad_files_are_listed(brain):
 def test_a_folder_or_dangling_link_among_the_images_is_listed(brain):
     (brain / "Training/no_tumor/more").mkdir()
     (brain / "Training/no_tumor/link.png").symlink_to(brain / "gone.png")
-    with pytest.raises(DataError, match="(?s)2 file.*link.png: No such file.*more: Is a directory"):
+    with pytest.raises(DataError, match="(?s)2 file.*link.png: .*No such file.*more: .*Is a directory"):
         load_dataset("brain_mri", image_size_px=16)
 
 
@@ -549,6 +818,12 @@ def test_no_images_asked_for(num_images):
         load_dataset("phantom_brain", image_size_px=32, num_images=num_images)
 
 
+@pytest.mark.parametrize("name", ["brats2020", "msd_brain", "hippocampus"])
+def test_volumes_are_read_elsewhere(data, name):
+    with pytest.raises(DataError, match=f"{name} is laid out as.*fl_utils.data.volumes"):
+        load_dataset(name, image_size_px=16)
+
+
 def test_num_images_is_for_phantoms():
     with pytest.raises(DataError, match="real data"):
         load_dataset("brain_mri", image_size_px=32, num_images=10)
@@ -563,7 +838,7 @@ def test_phantoms(name):
     assert dataset.images.shape == (60, 32, 32, 1) and dataset.images.dtype == np.uint8
     assert dataset.masks.shape == (60, 32, 32) and dataset.synthetic
     assert len({image.tobytes() for image in dataset.images}) == 60  # no copies
-    for column in (dataset.groups, dataset.duplicate_groups, dataset.picture_groups):
+    for column in (dataset.groups, dataset.duplicate_groups, dataset.picture_groups, dataset.near_groups):
         assert len(np.unique(column)) == 60
     assert set(dataset.labels) == set(range(dataset.num_classes))
     assert 0.1 <= (dataset.published_split == "test").mean() <= 0.2
@@ -574,12 +849,12 @@ def test_phantoms_depend_on_their_arguments_only():
     arguments = {"image_size_px": 32, "num_images": 8, "seed": 3}
     first, second = (load_dataset("phantom_brain", **arguments) for _ in range(2))
     np.testing.assert_array_equal(first.images, second.images)
-    assert first.fingerprint == second.fingerprint == source_fingerprint("phantom_brain", **arguments)
+    assert first.fingerprint == second.fingerprint
     others = [
-        source_fingerprint("phantom_brain", **{**arguments, **change})
+        load_dataset("phantom_brain", **{**arguments, **change}).fingerprint
         for change in ({"image_size_px": 33}, {"num_images": 9}, {"seed": 4})
     ]
-    others.append(source_fingerprint("phantom_chest", **arguments))
+    others.append(load_dataset("phantom_chest", **arguments).fingerprint)
     assert len({first.fingerprint, *others}) == 5
     assert not np.array_equal(load_dataset("phantom_brain", **{**arguments, "seed": 4}).images, first.images)
 
@@ -593,9 +868,29 @@ def test_subset():
     mask = np.arange(10) < 3
     assert dataset.subset(mask).sources.tolist() == dataset.sources[:3].tolist()
     assert part.picture_groups.tolist() == dataset.picture_groups[[7, 2]].tolist()
-    for column in ("labels", "picture_groups"):
+    for column in ("labels", "picture_groups", "near_groups", "hospitals"):
         with pytest.raises(DataError, match=f"{column} has 3 entries for 10 images"):
             type(dataset)(**{**vars(dataset), column: getattr(dataset, column)[:3]})
+
+
+@pytest.mark.parametrize(
+    ("labels", "strata"),
+    [
+        ([2, 0, 1], [2, 0, 1]),
+        # Findings occur 4, 1 and 2 times: an image counts as its rarest one, as K = 3 where it has none.
+        ([[1, 0, 0], [1, 1, 1], [1, 0, 1], [0, 0, 0], [1, 0, 0]], [0, 1, 2, 3, 0]),
+        # Equally rare: the first one.
+        ([[0, 1, 1], [1, 1, 1], [1, 0, 0]], [1, 0, 0]),
+        # One that never occurs is nobody's.
+        ([[1, 0, 0], [1, 0, 1]], [0, 2]),
+    ],
+)
+def test_strata(labels, strata):
+    dataset = load_dataset("phantom_chest", image_size_px=32, num_images=len(labels))
+    labels = np.array(labels, np.uint8 if isinstance(labels[0], list) else np.int64)
+    made_up = type(dataset)(**{**vars(dataset), "labels": labels, "class_names": ("a", "b", "c")})
+    assert made_up.is_multi_label == (labels.ndim == 2)
+    assert made_up.strata.tolist() == strata and made_up.strata.dtype == np.int64
 
 
 def test_the_data_floor_does_not_import_tensorflow():

@@ -60,7 +60,8 @@ def _read_table(card: DatasetCard, root: Path) -> tuple[str, pd.DataFrame]:
     if path is None:
         raise DataError(f"{card.name}: {root} has no {' or '.join(_TABLES)}. Expected layout: {LAYOUT}.")
     try:
-        table = pd.read_csv(path, dtype={"Image Index": str, "Finding Labels": str})
+        # The official rows end with a comma; in copies whose header does not, the first column is still no index.
+        table = pd.read_csv(path, index_col=False, dtype={"Image Index": str, "Finding Labels": str})
     except (ValueError, OSError) as error:
         raise DataError(f"{card.name}: {path.name} cannot be read as a table ({error}). Download it again.") from None
     missing = sorted(_COLUMNS - set(table.columns))
