@@ -41,7 +41,7 @@ reproduce: $(READY) ## run the whole suite: PROFILE=quick (default, phantoms), s
 	@$(BIN)/fl-utils reproduce --profile $(PROFILE)
 
 test: $(READY) ## run the tests, with the coverage of fl_utils (PYTEST_ARGS="..." is passed on)
-	@$(BIN)/python -m pytest --cov $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --cov -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lab: $(READY) ## open the notebooks in JupyterLab (LAB_ARGS="..." is passed on)
 	@$(BIN)/jupyter lab $(LAB_ARGS) notebooks

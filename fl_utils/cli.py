@@ -150,7 +150,7 @@ def data_show(
     name: str,
     out: str = typer.Option("", help="Where the picture goes; default: the cache, as real images belong nowhere else."),
     image_size_px: int = typer.Option(96, help="Size at which the images are decoded."),
-    per_row: int = typer.Option(8, help="Images of each class and hospital."),
+    per_row: int = typer.Option(8, min=1, help="Images of each class and hospital."),
 ) -> None:
     """Draw a contact sheet: images of every class of every natural hospital, lesions outlined where known."""
     from pathlib import Path
@@ -160,12 +160,18 @@ def data_show(
 
     dataset = _loaded(name, image_size_px)
     index, rows, titles = sheet_rows(dataset)
+    # Only what is drawn: the images of a large dataset stay on disk.
+    drawn = [place for row in range(len(titles)) for place in (rows == row).nonzero()[0][:per_row]]
+    index, rows = index[drawn], rows[drawn]
     masks = None if dataset.masks is None else dataset.masks[index]
-    outline = "Outline of what is to be segmented" if titles == ("case",) else "Outline of the lesion"
+    outline = "Outline of what is to be segmented" if dataset.class_names == ("case",) else "Outline of the lesion"
     figure = plotting.image_gallery(dataset.images[index], rows, titles, masks, per_class=per_row, outline=outline)
     path = Path(out) if out else paths.cache_root() / "sheets" / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150, format=path.suffix[1:] or "png")
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path} could not be written: {error}", param_hint="--out") from None
     typer.echo(f"{len(dataset)} images, {len(titles)} rows: {path}")
 
 
@@ -184,7 +190,10 @@ def _loaded(name: str, image_size_px: int):
 
     progress = sys.stderr.isatty()
     if card(name).task == "segmentation":
-        return volume_overview(name, image_size_px=image_size_px, progress=progress)
+        dataset = volume_overview(name, image_size_px=image_size_px, progress=progress)
+        for subject, reason in dataset.excluded:  # load_dataset warns by itself
+            typer.echo(f"left out: {subject}: {reason}", err=True)
+        return dataset
     return load_dataset(name, image_size_px=image_size_px, progress=progress)
 
 

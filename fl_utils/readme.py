@@ -45,7 +45,7 @@ def results_table() -> str:
 
 
 def training_hours() -> dict[str, float]:
-    """How long the published runs of each notebook took, from their records; tuning counts for 02."""
+    """How long the published runs of each notebook took, from their records; tuning is 02's."""
     hours = {"00": 0.0, "01": 0.0, "02": 0.0}
     for experiment in ("classification", "tuning", "leakage"):
         for record in load_all(paths.runs_root("paper") / experiment):

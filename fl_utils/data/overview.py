@@ -2,13 +2,15 @@
 
 import dataclasses
 import hashlib
+from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from fl_utils.data import decode
-from fl_utils.data.cases import Case, find_cases
+from fl_utils.data.cases import find_cases
 from fl_utils.data.catalogue import card
+from fl_utils.data.load import IMAGE_SIZE_RANGE_PX
 from fl_utils.data.near import near_pairs
 from fl_utils.data.prepare import slices_of
 from fl_utils.data.types import DataError, ImageDataset, group_closure
@@ -22,15 +24,19 @@ def volume_overview(name: str, *, image_size_px: int = 64, progress: bool = Fals
     """One axial slice a case, so that volumes can be audited and looked at like images.
 
     The slice with the most labelled voxels, or the middle one, of the modality with contrast agent where there is
-    one. Copies are told by the files' bytes, pictures by the voxels of image and mask, near-duplicates by the slice.
+    one. Copies are told by the bytes of the image files, pictures by the voxels of the image, near-duplicates by the
+    slice. Masks are not compared: a case of train that lies in test as well has none there.
     All labels are 0; labelled cases are "train", unlabelled ones "test". Cases that cannot be read are in `excluded`.
 
     Raises:
-      DataError: not a dataset of volumes; no case can be read.
+      DataError: not a dataset of volumes; size out of range; no case can be read.
     """
     info = card(name)
     if info.task != "segmentation":
         raise DataError(f"{name} is a dataset of images, not of volumes; use load_dataset.")
+    low, high = IMAGE_SIZE_RANGE_PX
+    if not low <= image_size_px <= high:
+        raise DataError(f"image_size_px is {image_size_px}; expected {low} to {high}.")
     kept, images, masks, voxels, excluded = [], [], [], [], []
     modalities = [*info.modalities.values()]
     channel = modalities.index("t1ce") if "t1ce" in modalities else 0
@@ -40,8 +46,7 @@ def volume_overview(name: str, *, image_size_px: int = 64, progress: bool = Fals
         except DataError as error:
             excluded.append((case.subject, str(error)))
             continue
-        content = volume.image.tobytes() + (b"" if volume.mask is None else volume.mask.tobytes())
-        voxels.append(hashlib.sha256(content).hexdigest())
+        voxels.append(hashlib.sha256(volume.image.tobytes()).hexdigest())
         if volume.mask is None:
             volume = dataclasses.replace(volume, mask=np.zeros(volume.image.shape[:3], np.uint8))
         slices = slices_of(volume, "axial", image_size_px)
@@ -52,10 +57,13 @@ def volume_overview(name: str, *, image_size_px: int = 64, progress: bool = Fals
         kept.append(case)
     if not kept:
         raise DataError(f"{name}: none of {len(excluded)} cases can be read. The first: {excluded[0][1]}")
-    contents = np.array([_content(case) for case in kept])
+    shas = [[_sha256(file) for file in case.files] for case in kept]
+    # The mask is the last file of a case.
+    contents = np.array([" ".join(own[:-1] if case.mask else own) for own, case in zip(shas, kept, strict=True)])
     voxels, patients = np.array(voxels), np.array([case.patient for case in kept])
     images = np.stack(images)
-    pairs = near_pairs(decode.hashes_of(images))[:2]
+    hashes = decode.hashes_of(images)
+    pairs = near_pairs(hashes)[:2]
     return ImageDataset(
         name=name, images=images, labels=np.zeros(len(kept), np.int64), class_names=("case",),
         groups=group_closure(contents, voxels, patients, pairs=pairs), duplicate_groups=group_closure(contents),
@@ -63,7 +71,8 @@ def volume_overview(name: str, *, image_size_px: int = 64, progress: bool = Fals
         patients=patients, hospitals=np.array([case.hospital for case in kept]),
         published_split=np.array(["train" if case.mask else "test" for case in kept]),
         sources=np.array([case.subject for case in kept]), masks=np.stack(masks),
-        fingerprint=hashlib.sha256("".join(contents).encode()).hexdigest(), synthetic=False, excluded=tuple(excluded),
+        fingerprint=hashlib.sha256("".join(map(" ".join, shas)).encode()).hexdigest(), synthetic=False,
+        excluded=tuple(excluded), hashes=hashes,
     )
 
 
@@ -74,12 +83,9 @@ def _windowed(image: np.ndarray) -> np.ndarray:
     return np.rint(grey * 255).astype(np.uint8)[..., None]
 
 
-def _content(case: Case) -> str:
-    shas = []
-    for file in case.files:
-        with file.open("rb") as opened:
-            shas.append(hashlib.file_digest(opened, "sha256").hexdigest())
-    return " ".join(shas)
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sheet_rows(dataset: ImageDataset) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:

@@ -85,5 +85,7 @@ def natural_partition(hospitals: np.ndarray, groups: np.ndarray) -> dict[str, np
     parts = {name: np.flatnonzero(owner == code) for code, name in enumerate(names)}
     empty = [name for name, part in parts.items() if len(part) == 0]
     if empty:
-        raise PartitionError(f"All groups of hospital {', '.join(empty)} lie in smaller hospitals too; it is left empty.")
+        raise PartitionError(
+            f"Hospital {', '.join(empty)} is left empty: all its groups lie in smaller hospitals, too."
+        )
     return parts

@@ -123,7 +123,7 @@ def _cross_validated(features: np.ndarray, answer: np.ndarray, groups: np.ndarra
     folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=seeding.derive_seed(seed, "folds"))
     for train, test in folds.split(features, answer, groups):
         forest = RandomForestClassifier(
-            n_estimators=100, min_samples_leaf=5, class_weight="balanced", n_jobs=1,
+            n_estimators=50, min_samples_leaf=5, class_weight="balanced", n_jobs=1,
             random_state=seeding.derive_seed(seed, "forest"),
         )
         predicted[test] = forest.fit(features[train], answer[train]).predict(features[test])

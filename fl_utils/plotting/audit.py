@@ -53,14 +53,15 @@ def pair_gallery(first: np.ndarray, second: np.ndarray, titles: Sequence[str], c
       titles: N texts below the pairs.
       columns: pairs in a row.
     Raises:
-      ValueError: shapes that do not fit; no pair.
+      ValueError: shapes or types that do not fit; no pair.
     """
-    if first.shape != second.shape or first.ndim != 4 or len(first) == 0 or len(titles) != len(first):
+    fits = all(side.shape == first.shape and side.dtype == np.uint8 for side in (first, second))
+    if not fits or first.ndim != 4 or first.shape[-1] != 1 or len(first) == 0 or len(titles) != len(first):
         raise ValueError(
-            f"pair_gallery: first is {list(first.shape)}, second {list(second.shape)}, with {len(titles)} titles; "
-            "expected twice [N, H, W, 1], N >= 1, and N titles."
+            f"pair_gallery: first is {first.dtype} {list(first.shape)}, second {second.dtype} {list(second.shape)}, "
+            f"with {len(titles)} titles; expected twice uint8 [N, H, W, 1], N >= 1, and N titles."
         )
-    columns = min(columns, len(first))
+    columns = max(1, min(columns, len(first)))
     rows, width = -(-len(first) // columns), WIDTH / max(columns, 3)
     titles = [wrapped(title, width) for title in titles]
     lines = 1 + max(title.count("\n") for title in titles)

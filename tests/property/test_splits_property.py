@@ -292,7 +292,7 @@ def test_natural_partition(num, num_hospitals, num_groups, seed):
     try:
         parts = natural_partition(hospitals, groups)
     except PartitionError as error:
-        assert left_empty and f"hospital {', '.join(left_empty)} lie" in str(error)
+        assert left_empty and f"Hospital {', '.join(left_empty)} is left empty" in str(error)
         return
     assert not left_empty and list(parts) == list(size)
     assert all(part.dtype == np.int64 and (np.diff(part) > 0).all() for part in parts.values())

@@ -282,7 +282,7 @@ def test_the_suites_split_of_real_brain_mri_ties_what_belongs_together():
     is_test = data.published_split == "test"
     tied = np.isin(data.groups[is_test], data.groups[~is_test])
     assert tied.sum() == 267  # of 394; 251 by copies alone
-    for kind in ("published_clean", "published_thinned"):  # without the 388 training images tied to them, and its control
+    for kind in ("published_clean", "published_thinned"):  # without the 388 training images tied to it; the control
         split = make_split(data, kind=kind, seed=0)
         assert len(split.train) + len(split.validation) == 2482 and len(split.test) == 394
     for seed in range(3):

@@ -12,11 +12,11 @@ PARTS = ("train", "validation", "test")
 
 
 def dataset(hospitals=("big",) * 240 + ("mid",) * 120 + ("tiny",) * 60, labels=None, seed=0):
-    """Patients with one to four images, copies and near-duplicates, a few of them in other hospitals."""
+    """Patients with three images, copies and near-duplicates, a few of them in other hospitals."""
     rng = np.random.default_rng(seed)
     hospitals = np.array(hospitals)
     num = len(hospitals)
-    patients = np.array([f"{hospital}/{number}" for hospital, number in zip(hospitals, np.arange(num) // 3, strict=True)])
+    patients = np.array([f"{hospital}/{number // 3}" for number, hospital in enumerate(hospitals)])
     patients[::10] = ""
     pictures = np.arange(num)
     copies = rng.choice(num, num // 25, replace=False)
@@ -161,7 +161,7 @@ def test_several_labels_are_shared_out_evenly_too():
 
 
 def test_the_number_of_natural_hospitals_must_be_theirs():
-    with pytest.raises(PartitionError, match=r"made_up has 3 natural hospitals \(big, mid, tiny\); num_clients is 4. Set"):
+    with pytest.raises(PartitionError, match=r"has 3 natural hospitals \(big, mid, tiny\); num_clients is 4. Set num"):
         share_out(dataset(), config("natural", 4))
 
 

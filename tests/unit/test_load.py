@@ -274,9 +274,10 @@ def test_files_that_tie_and_broke_since_they_were_cached_are_listed(brain):
     assert str(brain) not in str(error.value)
 
 
-def smooth_picture(rng):
+def smooth_picture(rng, size=48):
     """Soft blobs, as anatomy has: what a perceptual hash is made for."""
-    return np.asarray(Image.fromarray(rng.integers(30, 200, (6, 6), dtype=np.uint8)).resize((48, 48), Image.BICUBIC))
+    blobs = Image.fromarray(rng.integers(30, 200, (6, 6), dtype=np.uint8))
+    return np.asarray(blobs.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def test_near_duplicates_share_a_group_and_tie_their_patients(chest, monkeypatch):
@@ -410,7 +411,8 @@ def test_pixels_with_no_known_range_are_refused(brain):
 def many(root, num_normal, num_pneumonia=5):
     """A chest_xray tree of noise; returns the pixels by source."""
     rng, pixels = np.random.default_rng(21), {}
-    for folder, num, name in (("NORMAL", num_normal, "IM-{:04d}-0001"), ("PNEUMONIA", num_pneumonia, "person{}_virus_1")):
+    classes = (("NORMAL", num_normal, "IM-{:04d}-0001"), ("PNEUMONIA", num_pneumonia, "person{}_virus_1"))
+    for folder, num, name in classes:
         for i in range(num):
             part = "test" if i == 0 else "train"
             source = f"{part}/{folder}/{name.format(i)}.png"
@@ -436,10 +438,17 @@ def test_one_unreadable_file_of_120_is_left_out(data, monkeypatch, large):
     if large:
         monkeypatch.setattr(cache, "MAX_IN_MEMORY_BYTES", 1)
     pixels = many(data / "chest_xray", 120)
-    # Two copies around the bad file, and a patient with two images: their groups must follow.
-    for new, old in (("train/NORMAL/IM-0050-0001.png", "test/NORMAL/IM-0000-0001.png"), ("train/NORMAL/IM-0090-0002.png", None)):
-        pixels[new] = pixels[old] if old else np.random.default_rng(22).integers(0, 256, (16, 16), dtype=np.uint8)
-        save_png(data / "chest_xray" / new, pixels[new])
+    # Two copies and two near-duplicates, before and after the bad file, and a patient with two images: their groups
+    # must follow.
+    picture = smooth_picture(np.random.default_rng(22), 16)
+    for new, added in (
+        ("train/NORMAL/IM-0400-0001.png", pixels["test/NORMAL/IM-0000-0001.png"]),
+        ("test/NORMAL/IM-0301-0001.png", picture),
+        ("train/NORMAL/IM-0302-0001.png", picture + 20),
+        ("train/NORMAL/IM-0090-0002.png", np.random.default_rng(23).integers(0, 256, (16, 16), dtype=np.uint8)),
+    ):
+        pixels[new] = added
+        save_png(data / "chest_xray" / new, added)
     spoil(data / "chest_xray" / BAD, "truncated")
     del pixels[BAD]
     with pytest.warns(RuntimeWarning, match=rf"(?s)chest_xray: left out \(1\):.*{BAD}: .*truncated") as caught:
@@ -458,14 +467,17 @@ def test_one_unreadable_file_of_120_is_left_out(data, monkeypatch, large):
         for name in (source.split("/")[-1] for source in first.sources)
     ]
     assert set(first.hospitals) == {""}
-    copies = [index_of(first, "/IM-0000-0001.png"), index_of(first, "/IM-0050-0001.png")]
-    one_patient = [index_of(first, "/IM-0090-0001.png"), index_of(first, "/IM-0090-0002.png")]
+
+    def pair(*numbers):
+        return tuple(index_of(first, f"/IM-{number}.png") for number in numbers)
+
+    copies, near = pair("0000-0001", "0400-0001"), pair("0301-0001", "0302-0001")
     for column, tied in (
-        (first.duplicate_groups, [copies]), (first.picture_groups, [copies]), (first.near_groups, [copies]),
-        (first.groups, [copies, one_patient]),
+        (first.duplicate_groups, [copies]), (first.picture_groups, [copies]), (first.near_groups, [copies, near]),
+        (first.groups, [copies, near, pair("0090-0001", "0090-0002")]),
     ):
         values, counts = np.unique(column, return_counts=True)
-        assert sorted(map(tuple, tied)) == sorted(tuple(np.flatnonzero(column == v)) for v in values[counts > 1])
+        assert sorted(tied) == sorted(tuple(np.flatnonzero(column == v)) for v in values[counts > 1])
 
     monkeypatch.setattr(decode, "_grey", lambda *_: pytest.fail("decoded again"))
     with pytest.warns(RuntimeWarning, match="left out"):
@@ -496,7 +508,9 @@ def test_whatever_makes_a_file_unreadable(data, how):
     assert again.fingerprint == whole.fingerprint and again.excluded == ()
 
 
-@pytest.mark.parametrize(("num", "num_bad", "enough"), [(120, 2, False), (100, 1, True), (99, 1, False), (200, 2, True)])
+@pytest.mark.parametrize(
+    ("num", "num_bad", "enough"), [(120, 2, False), (100, 1, True), (99, 1, False), (200, 2, True)]
+)
 def test_no_more_than_one_in_a_hundred_of_a_class_may_be_unreadable(data, num, num_bad, enough):
     many(data / "chest_xray", num)
     bad = [f"train/NORMAL/IM-{number:04d}-0001.png" for number in range(40, 40 + num_bad)]
@@ -507,7 +521,8 @@ def test_no_more_than_one_in_a_hundred_of_a_class_may_be_unreadable(data, num, n
             dataset = load_dataset("chest_xray", image_size_px=16)
         assert [source for source, _ in dataset.excluded] == bad and len(dataset) == num + 5 - num_bad
     else:
-        with pytest.raises(DataError, match=rf"(?s){num_bad} file.*More than 1% of a class.*\(normal: {num_bad} of {num}\)"):
+        message = rf"(?s){num_bad} file.*More than 1% of a class.*\(normal: {num_bad} of {num}\)"
+        with pytest.raises(DataError, match=message):
             load_dataset("chest_xray", image_size_px=16)
 
 
@@ -558,7 +573,11 @@ def test_the_fingerprint_does_not_depend_on_place_or_time(brain, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncated", "flipped", "flipped hashes", "empty", "other shape", "other number of hashes", "not a zip", "no member"]
+    "damage",
+    [
+        "truncated", "flipped", "flipped hashes", "empty", "other shape", "other number of hashes", "not a zip",
+        "no member",
+    ],
 )
 def test_a_damaged_cache_is_noticed_and_rebuilt(brain, damage):
     expected = load_dataset("brain_mri", image_size_px=16).images

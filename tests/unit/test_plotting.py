@@ -96,6 +96,11 @@ def steps():
     return table("client num_examples weight update_norm", rows)
 
 
+def distances():
+    rows = (("Brain MRI", 4, 5), ("Brain MRI", 0, 1), ("Brain MRI", 2, 0), ("Chest X-ray", 0, 0), ("Chest X-ray", 2, 7))
+    return table("label distance pairs", rows)
+
+
 def pictures(num=6, size=16):
     images = np.random.default_rng(0).integers(0, 256, (num, size, size, 1), dtype=np.uint8)
     masks = np.zeros((num, size, size), np.uint8)
@@ -116,6 +121,7 @@ FIGURES = {
     "class_counts": (plotting.class_counts, counts, "part class_name count"),
     "partition_heatmap": (plotting.partition_heatmap, shares, "client class_name count"),
     "round_steps": (plotting.round_steps, steps, "client num_examples weight update_norm"),
+    "pair_distances": (lambda df: plotting.pair_distances(df, threshold=36), distances, "label distance pairs"),
 }
 NEEDED = [(name, column) for name, (_, _, columns) in FIGURES.items() for column in columns.split()]
 
@@ -179,7 +185,8 @@ def test_an_empty_table_is_refused_with_its_columns(name):
 @pytest.mark.parametrize(
     ("name", "column"),
     [("learning_curves", "value"), ("intervals", "mean"), ("hospital_gain", "alone"), ("confusion_matrices", "share"),
-     ("reliability", "accuracy"), ("class_counts", "count"), ("partition_heatmap", "count"), ("round_steps", "weight")],
+     ("reliability", "accuracy"), ("class_counts", "count"), ("partition_heatmap", "count"), ("round_steps", "weight"),
+     ("pair_distances", "pairs")],
 )
 def test_values_that_are_no_numbers_are_named(name, column):
     draw, make, _ = FIGURES[name]
@@ -193,7 +200,9 @@ def test_values_that_are_no_numbers_are_named(name, column):
 
 
 @pytest.mark.parametrize(
-    "name", ["intervals", "hospital_gain", "confusion_matrices", "class_counts", "partition_heatmap", "round_steps"]
+    "name",
+    ["intervals", "hospital_gain", "confusion_matrices", "class_counts", "partition_heatmap", "round_steps",
+     "pair_distances"],
 )
 def test_two_rows_for_one_place_are_refused(name):
     draw, make, _ = FIGURES[name]
@@ -331,6 +340,77 @@ def test_round_steps_show_weights_and_the_mean():
         plotting.round_steps(steps().iloc[:2])
     with pytest.raises(ValueError, match="'weight' sums to 0.8"):
         plotting.round_steps(steps().assign(weight=0.4))
+
+
+def test_pair_distances_add_up_to_the_distance_and_show_the_threshold():
+    figure = plotting.pair_distances(distances(), threshold=3)
+    assert legend_texts(figure) == [*PANELS, "threshold, 3 bits"]
+    (ax,) = figure.axes
+    *lines, limit = ax.lines
+    # By distance, whatever the order of the rows, and each data set for itself.
+    assert [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in lines] == [
+        ([0, 2, 4], [1, 1, 6]), ([0, 2], [0, 7]),
+    ]  # fmt: skip
+    assert limit.get_xdata() == [3, 3] and limit.get_linestyle() != lines[0].get_linestyle()
+    assert len({(line.get_marker(), line.get_color()) for line in lines}) == 2
+    # No pair at all is drawn at 0, which a plain logarithm would leave out.
+    assert ax.get_yscale() == "symlog" and ax.get_ylim()[0] == 0
+    assert ax.get_ylabel() == "Pairs at most so far apart" and "bits of 256" in ax.get_xlabel()
+    assert all(float(tick).is_integer() for tick in ax.get_xticks())
+
+
+def test_pair_gallery_draws_the_pictures_of_a_pair_side_by_side():
+    images, _, _ = pictures(10)
+    names = [f"{k} bits: neighbouring slices of one head" for k in range(5)]
+    figure = plotting.pair_gallery(images[:5], images[5:], names)
+    assert len(figure.axes) == 5 and [len(ax.images) for ax in figure.axes] == [1] * 5
+    assert len({ax.get_position().y0 for ax in figure.axes}) == 2  # 4 in the first row, 1 in the second
+    drawn = np.asarray(figure.axes[3].images[0].get_array())
+    np.testing.assert_array_equal(drawn[:, :16], images[3, ..., 0])
+    np.testing.assert_array_equal(drawn[:, -16:], images[8, ..., 0])
+    assert drawn.shape == (16, 33) and (drawn[:, 16] == 255).all()
+    assert {ax.images[0].get_clim() for ax in figure.axes} == {(0, 255)}
+    assert [ax.get_xlabel().replace("\n", " ") for ax in figure.axes] == names
+    assert_nothing_is_cut_off(figure)
+    assert_nothing_is_cut_off(plotting.pair_gallery(images[:1], images[1:2], names[:1]))
+    assert len(plotting.pair_gallery(images[:2], images[2:4], names[:2], columns=0).axes) == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "num_titles"),
+    [
+        (np.s_[:3], np.s_[:2], 3),
+        (np.s_[:3], np.s_[:3], 2),
+        (np.s_[:0], np.s_[:0], 0),
+        (np.s_[:3, :8], np.s_[:3], 3),
+        (np.s_[:3, ..., 0], np.s_[:3, ..., 0], 3),
+    ],
+)
+def test_pair_gallery_refuses_pairs_that_do_not_fit(first, second, num_titles):
+    images, _, _ = pictures()
+    with pytest.raises(ValueError, match=r"pair_gallery: first is .*expected twice uint8 \[N, H, W, 1\], N >= 1, and N"):
+        plotting.pair_gallery(images[first], images[second], ["same picture"] * num_titles)
+
+
+def test_pair_gallery_refuses_what_would_be_drawn_black_or_in_part():
+    images, _, _ = pictures()
+    for bad in (images / 255, images.repeat(3, axis=3)):
+        with pytest.raises(ValueError, match="pair_gallery: first is"):
+            plotting.pair_gallery(bad, bad, ["same picture"] * 6)
+    with pytest.raises(ValueError, match="second float64"):
+        plotting.pair_gallery(images, images.astype(float), ["same picture"] * 6)
+
+
+def test_the_legend_says_what_the_outline_is():
+    images, labels, masks = pictures()
+    figure = plotting.image_gallery(images, labels, ["a", "b"], masks, per_class=2, outline="Outline of the hippocampus")
+    assert legend_texts(figure) == ["Outline of the hippocampus"]
+    assert_nothing_is_cut_off(figure)
+    # An image without a lesion has no outline, and without masks there is nothing to explain.
+    masks[0] = 0
+    figure = plotting.image_gallery(images, labels, ["a", "b"], masks, per_class=2)
+    assert [len(ax.collections) for ax in figure.axes] == [0, 1, 1, 1]
+    assert plotting.image_gallery(images, labels, ["a", "b"], outline="Outline of the hippocampus").legends == []
 
 
 def test_image_gallery_outlines_lesions_and_leaves_places_empty():

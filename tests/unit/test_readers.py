@@ -99,7 +99,8 @@ def test_oct_without_kaggles_val(oct_root):
 
 def test_oct_one_folder_too_deep_says_what_is_expected(oct_root):
     oct_root.rename(oct_root.with_name("OCT2017 "))  # as Kaggle's archive names it
-    with pytest.raises(DataError, match=r"oct2017: no folder .*OCT2017\. .*fl-utils data fetch oct2017.*OCT2017/\{train"):
+    message = r"oct2017: no folder .*OCT2017\. .*fl-utils data fetch oct2017.*OCT2017/\{train"
+    with pytest.raises(DataError, match=message):
         load_dataset("oct2017", image_size_px=PX)
 
 
@@ -141,12 +142,14 @@ def test_covid_layout(data, test):
     assert by_source(dataset, "published_split") == {
         name: "train" if name.startswith("train") else "test" for name in files
     }
-    for name, seed in ((f"{test}/Viral Pneumonia/0101.png", 9), (f"{test}/Covid/radiopaedia-2019-novel-coronavirus-"
-                        "infected-pneumonia.png", 7)):  # fmt: skip
+    for seed in (7, 9):  # the PNG files
+        name = list(COVID_FILES)[seed].format(test=test)
         np.testing.assert_array_equal(dataset.images[at(dataset, name), ..., 0], noise(seed))  # grey as it was
     assert dataset.patients[at(dataset, "COVID-00003a.jpg")] == "COVID-00003"
-    for first, second in (("COVID-00003a.jpg", "COVID-00003b.jpg"), ("auntminnie-a-2020_01_28_23_51_6665_2020_01_28_"
-                           "Vietnam_coronavirus.jpeg", "b-2020_01_28_23_51_6665_2020_01_28_Vietnam_coronavirus.jpeg")):  # fmt: skip
+    one_case = "2020_01_28_23_51_6665_2020_01_28_Vietnam_coronavirus.jpeg"
+    for first, second in (
+        ("COVID-00003a.jpg", "COVID-00003b.jpg"), (f"auntminnie-a-{one_case}", f"auntminnie-b-{one_case}"),
+    ):  # fmt: skip
         assert dataset.groups[at(dataset, first)] == dataset.groups[at(dataset, second)]
     assert len(np.unique(dataset.groups)) == 8 and set(dataset.hospitals) == {""}
 
@@ -316,10 +319,11 @@ def test_nih_left_out_files_are_told_by_the_name_of_the_table_that_was_read(nih)
 
 def test_nih_patient_groups_are_constant_per_patient(nih):
     rng = np.random.default_rng(3)
+    names = [(f"{patient:08d}_{number:03d}.png", patient) for patient in range(1, 31) for number in range(3)]
     rows = [
-        (f"{patient:08d}_{number:03d}.png", "No Finding", patient, f"{rng.integers(1, 95):03d}Y", rng.choice(["AP", "PA"]))
-        for patient in range(1, 31) for number in range(3)
-    ]  # fmt: skip
+        (name, "No Finding", patient, f"{rng.integers(1, 95):03d}Y", rng.choice(["AP", "PA"]))
+        for name, patient in names
+    ]
     write_table(nih, rows)
     for seed, row in enumerate(rows):
         save(nih / "images" / row[0], noise(seed))
@@ -417,7 +421,7 @@ def test_nih_without_images(nih):
 
 
 def test_nih_without_its_folder(data):
-    with pytest.raises(DataError, match="nih: no folder .*FL_UTILS_DATA.*fl-utils data fetch nih.*Source: https://nihcc"):
+    with pytest.raises(DataError, match="nih: no folder .*FL_UTILS_DATA.*data fetch nih.*Source: https://nihcc"):
         load_dataset("nih", image_size_px=PX)
 
 
@@ -530,7 +534,8 @@ def test_medmnist_multi_label(data):
     findings[6][0] = 0
     medmnist(data, "chestmnist", **arrays(labels=findings.get))
     dataset = load_dataset("chestmnist", image_size_px=28)
-    assert dataset.is_multi_label and dataset.labels.dtype == np.uint8 and dataset.class_names == card("nih").class_names
+    assert dataset.is_multi_label and dataset.labels.dtype == np.uint8
+    assert dataset.class_names == card("nih").class_names
     np.testing.assert_array_equal(dataset.labels, np.concatenate([findings[6], findings[3], findings[4]]))
     assert dataset.strata[0] == 14 and dataset.published_split.tolist() == ["train"] * 9 + ["test"] * 4
 
@@ -547,10 +552,10 @@ def changed(**changes):
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        (without(arrays(), "val_images"), "pneumoniamnist.npz cannot be read .*val_images.*Expected a whole MedMNIST file"),
+        (without(arrays(), "val_images"), "cannot be read .*val_images.*Expected a whole MedMNIST file"),
         (without(arrays(), "test_labels"), "cannot be read .*test_labels"),
         (changed(train_images=lambda a: a.astype(np.float32)), "has train_images float32 .*expected uint8"),
-        (changed(train_images=lambda a: a.reshape(6, -1)), r"train_images uint8 \[6, 784\] .*expected uint8 \[N, H, W\]"),
+        (changed(train_images=lambda a: a.reshape(6, -1)), r"train_images uint8 \[6, 784\] .*uint8 \[N, H, W\]"),
         (changed(val_images=lambda a: a[..., None]), r"val_images uint8 \[3, 28, 28, 1\]"),
         (changed(val_images=lambda a: a[:0], val_labels=lambda a: a[:0]), r"val_images uint8 \[0, 28, 28\]"),
         (changed(test_labels=lambda a: a[:3]), r"test_labels \[3, 1\]; expected .*\[N, 1\]"),
@@ -560,11 +565,14 @@ def changed(**changes):
         (changed(val_labels=lambda a: a.astype(np.int16) - 1), "has labels -1 to 0; expected 0 to 1"),
         (changed(val_labels=lambda a: a.astype(object)), "cannot be read"),  # would run code when unpickled
     ],
-    ids=["no images", "no labels", "float", "flat", "one channel", "empty", "too few", "1-D", "many", "high", "low", "object"],
+    ids=[
+        "no images", "no labels", "float", "flat", "one channel", "empty", "too few", "1-D", "many", "high", "low",
+        "object",
+    ],
 )  # fmt: skip
 def test_medmnist_wrong_arrays(data, stored, message):
     medmnist(data, **stored)
-    with pytest.raises(DataError, match=f"pneumoniamnist: pneumoniamnist.npz .*{message.removeprefix('pneumoniamnist.npz ')}"):
+    with pytest.raises(DataError, match=f"pneumoniamnist: pneumoniamnist.npz .*{message}"):
         load_dataset("pneumoniamnist", image_size_px=28)
 
 
@@ -661,8 +669,7 @@ def test_sites_layout(sites):
 
 
 def test_sites_pneumonia_beside_other_findings_counts(sites, nih):
-    rows = [replaced(row, findings="Cardiomegaly|Pneumonia") if row[0].startswith("00000001_001") else row for row in ROWS]
-    write_table(nih, rows)
+    write_table(nih, (ROWS[0], replaced(ROWS[1], findings="Cardiomegaly|Pneumonia"), *ROWS[2:]))
     dataset = load_dataset("xray_sites", image_size_px=PX)
     index = at(dataset, "00000001_001.png")
     # Taken at the bedside, but the patient's first image was taken standing: a patient is in one hospital only.
@@ -706,7 +713,7 @@ def test_sites_name_the_source_of_an_unreadable_file(sites):
 
 @pytest.mark.parametrize("name", ["brats2020", "hippocampus", "pneumoniamnist", "phantom_brain"])
 def test_only_folders_of_images_are_listed(name):
-    with pytest.raises(DataError, match=f"{name} is laid out as '{card(name).layout}', which is not a folder of images"):
+    with pytest.raises(DataError, match=f"{name} is laid out as '{card(name).layout}', which is not a folder of"):
         readers.list_files(card(name))
 
 
@@ -755,8 +762,8 @@ def test_real_counts(real, name, expected, distinct):
     assert dataset.images.shape == (len(dataset), REAL_PX, REAL_PX, 1) and dataset.images.dtype == np.uint8
     assert len(np.unique(dataset.duplicate_groups)) == distinct and dataset.excluded == ()
     assert set(dataset.hospitals) == {""} and not dataset.is_multi_label
-    # Pictures, not black squares; and groups that only ever grow coarser.
-    assert dataset.images.reshape(len(dataset), -1).std(axis=1).min() > 10
+    # Pictures, not black squares (the flattest of pneumoniamnist has 6); and groups that only ever grow coarser.
+    assert dataset.images.reshape(len(dataset), -1).std(axis=1).min() > 3
     columns = [dataset.duplicate_groups, dataset.picture_groups, dataset.near_groups, dataset.groups]
     numbers = [len(np.unique(column)) for column in columns]
     assert numbers == sorted(numbers, reverse=True)
@@ -774,7 +781,8 @@ def test_real_nih(real):
     table = pd.read_csv(paths.dataset_root("nih") / "Data_Entry_2017.csv").set_index("Image Index")
     table = table.loc[[source.rpartition("/")[2] for source in dataset.sources]]
     for k, finding in enumerate(card("nih").classes):
-        np.testing.assert_array_equal(dataset.labels[:, k] == 1, table["Finding Labels"].str.contains(finding).to_numpy())
+        expected = table["Finding Labels"].str.contains(finding).to_numpy()
+        np.testing.assert_array_equal(dataset.labels[:, k] == 1, expected)
     names = [source.rpartition("/")[2] for source in dataset.sources]
     assert [int(name[:8]) for name in names] == [int(patient) for patient in dataset.patients]
     groups = pd.DataFrame({"patient": dataset.patients, "hospital": dataset.hospitals, "group": dataset.groups})

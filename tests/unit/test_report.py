@@ -9,7 +9,7 @@ import pytest
 
 from fl_utils import paths, readme, report
 from fl_utils.config import ConfigError
-from fl_utils.experiments import plans
+from fl_utils.experiments import leakage, plans
 
 HEAD = '# %% [markdown]\n# # 01 · Does it run?\n\n# %% tags=["parameters"]\nPROFILE = "quick"\n\n# %%\n'
 GOOD = HEAD + (
@@ -76,13 +76,46 @@ def test_notebooks_run_are_cleaned_and_overwrite_the_last_run(project, capsys, m
     assert len(trained) == 1 and listing(folder) == ["01_tiny.ipynb"] and "Notebooks" not in capsys.readouterr().out
 
 
-def test_what_is_missing_is_trained_before_the_notebooks_run(project, monkeypatch, capsys):
-    swept = []
-    monkeypatch.setattr(plans, "NOTEBOOK_CONFIGS", {"01": lambda profile, dataset, progress: [(profile, dataset)]})
-    monkeypatch.setattr(plans, "sweep", lambda configs, progress: swept.extend(configs))
+@pytest.fixture
+def swept(monkeypatch):
+    """What would be trained: (configuration, experiment), one a run."""
+    runs = []
+
+    def make(number):
+        return lambda profile, dataset, progress: [(number, profile, dataset)]
+
+    monkeypatch.setattr(plans, "NOTEBOOK_CONFIGS", {"01": make("01"), "02": make("02")})
+    monkeypatch.setattr(leakage, "configs_00", make("00"))
+    monkeypatch.setattr(
+        plans, "sweep", lambda configs, *, experiment, progress: runs.extend((config, experiment) for config in configs)
+    )
+    return runs
+
+
+def test_what_is_missing_is_trained_before_the_notebooks_run(project, swept, capsys):
     report.train_what_is_missing("smoke", [source(project, GOOD)])
-    assert swept == [("smoke", "phantom_brain"), ("smoke", "phantom_chest")]
+    assert swept == [
+        (("01", "smoke", dataset), plans.CLASSIFICATION) for dataset in ("phantom_brain", "phantom_chest")
+    ]
     assert "01 phantom_brain: 1 runs are there" in capsys.readouterr().out
+
+
+def test_every_notebook_trains_its_own_runs_in_order_and_some_train_nothing(project, swept, capsys):
+    report.train_what_is_missing("paper", [source(project, GOOD, f"{n}_tiny") for n in ("00", "02", "05")])
+    expected = [("00", leakage.LEAKAGE), ("02", plans.CLASSIFICATION)]
+    datasets = plans.datasets_of("paper")
+    assert swept == [((n, "paper", name), experiment) for n, experiment in expected for name in datasets]
+    told = capsys.readouterr().out
+    assert "00 brain_mri: 1 runs are there" in told and "02 chest_xray: 1 runs are there" in told
+    assert len(told.splitlines()) == 2 * len(datasets)
+
+
+def test_on_phantoms_notebook_00_trains_nothing(project, monkeypatch, capsys):
+    """They share no picture and no patient: every split would be the same."""
+    swept = []
+    monkeypatch.setattr(plans, "sweep", lambda configs, **_: swept.extend(configs))
+    report.train_what_is_missing("smoke", [source(project, GOOD, "00_tiny")])
+    assert swept == [] and "00 phantom_chest: 0 runs are there" in capsys.readouterr().out
 
 
 def test_a_failing_cell_is_named_and_what_there_is_is_kept(project):

@@ -266,5 +266,5 @@ def test_natural_partitions_that_cannot_be():
         natural_partition(np.array(["", "a", ""]), np.arange(3))
     with pytest.raises(PartitionError, match="of one length"):
         natural_partition(np.array(["a", "b"]), np.arange(3))
-    with pytest.raises(PartitionError, match="hospital big lie in smaller hospitals too"):
+    with pytest.raises(PartitionError, match="Hospital big is left empty"):
         natural_partition(np.array(["big", "big", "big", "tiny", "tiny"]), np.array([0, 0, 1, 0, 1]))

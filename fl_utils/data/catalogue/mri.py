@@ -34,8 +34,8 @@ BRAIN_MRI = DatasetCard(
         "Copies that differ in bytes but not in pixels: 157 more pairs or groups, 156 of them across Training and "
         "Testing; 2,870 distinct pictures remain. 251 of the 394 test images have the same pixels as a training "
         "image. The splits go by pixels, not by bytes.",
-        "Labels that contradict each other: 2 groups of near-identical pictures (by a 256-bit perceptual hash) are "
-        "glioma in one of Training and Testing and meningioma in the other. One of the labels must be wrong.",
+        "Labels that contradict each other: 2 groups of near-identical pictures are glioma in Testing and meningioma in "
+        "both Testing and Training. One of the labels must be wrong.",
         "The maker of a later collection left out this one's glioma images, holding many of them to be in the wrong "
         "class (Kaggle masoudnickparvar/brain-tumor-mri-dataset). No radiologist's review is known.",
         "The classes come from different sources: 90 % of glioma and pituitary images are 512 x 512 pixels, "

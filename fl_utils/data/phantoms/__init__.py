@@ -1,4 +1,4 @@
-"""Phantoms: drawn stand-ins for brain MRI and chest X-ray, each lesion with its exact mask.
+"""Phantoms: drawn stand-ins for brain MRI, chest X-ray and retinal OCT, each lesion with its exact mask.
 
 They let the whole suite run without real data, and they are the only images of the suite whose
 lesions are known to the pixel, so saliency maps can be scored on them. They are not models of
@@ -11,5 +11,17 @@ another size (pixel noise excepted).
 
 from fl_utils.data.phantoms.brain import BRAIN_CLASSES, generate_brain
 from fl_utils.data.phantoms.chest import CHEST_CLASSES, generate_chest
+from fl_utils.data.phantoms.oct import OCT_CLASSES, generate_oct
+from fl_utils.data.phantoms.scanner import PROFILES, ScannerProfile, scan
 
-__all__ = ["BRAIN_CLASSES", "CHEST_CLASSES", "generate_brain", "generate_chest"]
+__all__ = [
+    "BRAIN_CLASSES",
+    "CHEST_CLASSES",
+    "OCT_CLASSES",
+    "PROFILES",
+    "ScannerProfile",
+    "generate_brain",
+    "generate_chest",
+    "generate_oct",
+    "scan",
+]

@@ -1,124 +1,132 @@
-"""The healthy head of the brain phantom in four views: scalp, skull, fluid, cortex, ventricles."""
+"""The healthy slice of the brain phantom: a plane through the MNI152 head, posed and deformed."""
 
 from types import SimpleNamespace
 
 import numpy as np
 
-from fl_utils.data.phantoms.shapes import paint
+from fl_utils.data.phantoms import brain_template
+from fl_utils.data.phantoms.brain_face import SELLA_MM
+from fl_utils.data.phantoms.shapes import Canvas
+
+HALF_FIELD_MM = 116.0  # the image spans 232 mm
+MM = 1 / HALF_FIELD_MM  # a millimetre in canvas units
+VIEWS = ("axial", "coronal", "sagittal")
+# What the image's x (to the right) and y (down) and the direction through the plane are in MNI space:
+# (axis, sign, mm in the middle of the image) for x and y, and the axis of the slice.
+_FRAMES = {
+    "axial": ((0, 1, 0.0), (1, -1, -14.0), 2),
+    "coronal": ((0, 1, 0.0), (2, -1, -12.0), 1),
+    "sagittal": ((1, -1, -10.0), (2, -1, -12.0), 0),
+}
+_RANGES_MM = {"axial": (-20, 50), "coronal": (-50, 30), "sagittal": (-35, 35)}
+# Pituitary tumours are seen on slices through the sella, so the other classes get many of those, too.
+SELLA_SHARE = 0.7
+MATERIALS = ("csf", "gm", "wm", "fat", "muscle", "bone", "fluid", "enhance")
 
 
-def draw_head(canvas, rng, tissue, view):
-    """Draws head, skull, brain and fluid; returns (image, geometry that the lesions need)."""
-    draw = {"coronal": _coronal, "sagittal": _sagittal}.get(view, _axial)
-    folds, texture = canvas.field(rng, 22), canvas.field(rng, 11)
-    head = SimpleNamespace(view=view, folds=folds, texture=texture)
-    rim = (rng.uniform(0.04, 0.09), rng.uniform(0.04, 0.08), rng.uniform(0.01, 0.03))
-    image = np.full((canvas.size, canvas.size), rng.uniform(0.0, 0.04), np.float32)
-    outline, inner = draw(canvas, rng, head, sum(rim[:2]))
-    paint(image, canvas.edge(outline), np.float32(tissue.fat) * (1 + 0.12 * texture))
-    if view != "axial_high" and view != "axial_low":  # face and neck: muscle, air and mucosa
-        face = 0.32 + 0.11 * folds + 0.12 * texture
-        paint(image, canvas.edge(outline - rim[0]), np.clip(face, 0.02, 0.8))
-    paint(image, canvas.edge(inner + rim[1]), np.float32(tissue.bone))
-    head.cavity = canvas.edge(inner)
-    paint(image, head.cavity, np.float32(tissue.fluid))
-    depth = inner - np.float32(rim[2])
-    # Sulci reach in from the surface; the ribbon of cortex under them follows the same folds.
-    sulci = canvas.edge(0.14 - np.abs(folds), 0.25) * canvas.edge(0.15 - depth, 0.14)
-    paint(image, canvas.edge(depth) * (1 - 0.85 * sulci), np.float32(tissue.grey))
-    ribbon = depth - 0.075 - 0.035 * folds - 0.02 * texture
-    paint(image, canvas.edge(ribbon, 0.04), np.float32(tissue.white))
-    image += head.cavity * (0.014 * texture + 0.010 * folds)
-    head.depth = depth
-    head.details(image, tissue)
-    return image, head
+def draw_slice(size, rng, through_sella):
+    """Draws a plane and cuts the head along it.
+
+    Args:
+      size: pixels a side.
+      rng: source of view, position, pose, deformation and of the person's own features.
+      through_sella: False: such a slice in SELLA_SHARE of the draws; True: always.
+    Returns:
+      A namespace: canvas; view; position_mm; depth, float32[H, W], canvas units under the inner
+      table of the skull; cavity and solid, weights float32[H, W] of what is inside the skull and of
+      the whole head; weights, {material: float32[H, W]}, 0..1, of MATERIALS; plane (below).
+    """
+    view = VIEWS[rng.integers(3)]
+    anywhere, near_sella = rng.uniform(*_RANGES_MM[view]), SELLA_MM[_FRAMES[view][2]] + rng.normal(0, 2.5)
+    position = near_sella if (rng.random() < SELLA_SHARE) | through_sella else anywhere
+    canvas = Canvas(size, rng, rotation_deg=3, scale=(0.95, 1.05), shift=0.02, warp=0.015, flip=view != "sagittal")
+    points = _points(canvas, rng, view, position)
+    spacing = brain_template.spacing_for(2 * HALF_FIELD_MM / size)
+    maps = brain_template.sample(spacing, ("depth", "enhance"), points)
+    head = SimpleNamespace(canvas=canvas, view=view, position_mm=position, depth=maps["depth"] * np.float32(MM))
+    # Most maps matter on one side of the skull only; half of the running time is saved by that.
+    maps |= brain_template.sample(spacing, ("gm", "wm"), points, head.depth > -canvas.pixel)
+    around = head.depth < canvas.pixel
+    maps |= brain_template.sample(spacing, ("outer", "block", "fat", "muscle", "fluid"), points, around)
+    maps["outer"] = np.where(around, maps["outer"], maps["depth"])
+    head.plane = _plane(view, position)
+    head.folds, head.texture = canvas.field(rng, 26), canvas.field(rng, 12)
+    head.weights = _compose(maps, head, rng)
+    return head
 
 
-def _axial(canvas, rng, head, rim):
-    a, b = rng.uniform(0.58, 0.68), rng.uniform(0.74, 0.82)
-    inner = canvas.ellipse(0, 0, a, b)
-    size = rng.uniform(0.6, 1.5)  # of the ventricles: young to old
-    low, angles = head.view == "axial_low", rng.uniform(0.15, 0.4, 2)
-    head.centre, head.radii, head.falx = (0.0, 0.0), (a, b), (-0.62, 0.6)
-    head.sella = (rng.normal(0, 0.015), rng.uniform(-0.2, -0.1))
-
-    def details(image, tissue):
-        middle = np.abs(canvas.y) - (0.5 if low else 0.3)
-        fissure = canvas.edge(0.012 - np.abs(canvas.x), 0.02) * canvas.edge(middle, 0.1)
-        paint(image, fissure * head.cavity * 0.8, np.float32(tissue.fluid))
-        if low:  # brain stem, cerebellum and the cistern around the sella
-            sx, sy = head.sella
-            paint(image, 0.8 * canvas.edge(canvas.ellipse(sx, sy, 0.2, 0.13), 0.06), tissue.fluid)
-            paint(image, canvas.edge(canvas.ellipse(0, 0.14, 0.17, 0.15), 0.03), tissue.white)
-            cerebellum = canvas.edge(canvas.ellipse(0, 0.47, 0.4, 0.24), 0.04)
-            stripes = np.sin(60 * (canvas.y + 0.25 * canvas.x**2) + 1.5 * head.texture)
-            paint(image, 0.8 * cerebellum, tissue.grey + 0.03 * stripes.astype(np.float32))
-            for side in (-1, 1):  # petrous bones
-                wedge = canvas.ellipse(side * 0.42, 0.16, 0.16, 0.05, side * -0.4)
-                paint(image, 0.8 * canvas.edge(wedge, 0.04), np.float32(tissue.bone))
-            return
-        for side, tilt in zip((-1, 1), angles):
-            nuclei = canvas.ellipse(side * 0.22, 0.02, 0.12, 0.2, -side * 0.2)
-            paint(image, 0.8 * canvas.edge(nuclei, 0.05), np.float32(tissue.grey))
-            front = canvas.ellipse(side * 0.09 * size, -0.17, 0.05 * size, 0.15, side * tilt)
-            back = canvas.ellipse(side * 0.19, 0.26, 0.055 * size, 0.15, -side * tilt)
-            paint(image, canvas.edge(np.maximum(front, back), 0.02), np.float32(tissue.fluid))
-
-    head.details, head.plexus = details, [] if low else [(-0.18, 0.27), (0.18, 0.27)]
-    return inner + np.float32(rim), inner
+def to_canvas(view, along_x_mm, along_y_mm):
+    """Canvas coordinates of in-plane MNI millimetres (along the image's x and y)."""
+    (_, sign_x, x0), (_, sign_y, y0), _ = _FRAMES[view]
+    return sign_x * (along_x_mm - x0) * MM, sign_y * (along_y_mm - y0) * MM
 
 
-def _coronal(canvas, rng, head, rim):
-    a, b = rng.uniform(0.60, 0.70), rng.uniform(0.54, 0.62)
-    skull = canvas.ellipse(0, -0.2, a, b)
-    sella_y = rng.uniform(0.20, 0.26)
-    base = canvas.ellipse(0, sella_y + 0.22, 0.24, 0.16)  # sphenoid bone below the sella
-    inner = np.minimum(skull, -base)
-    size, width = rng.uniform(0.6, 1.5), rng.uniform(0.42, 0.52)
-    face = np.minimum(width - np.abs(canvas.x) - 0.05 * canvas.y, canvas.y)
-    head.centre, head.radii, head.falx = (0.0, -0.2), (a, b), (-0.7, -0.25)
-    head.sella = (rng.normal(0, 0.015), sella_y)
-
-    def details(image, tissue):
-        fissure = canvas.edge(0.012 - np.abs(canvas.x), 0.02) * canvas.edge(-0.3 - canvas.y, 0.1)
-        paint(image, fissure * head.cavity * 0.8, np.float32(tissue.fluid))
-        air = canvas.edge(canvas.ellipse(0, sella_y + 0.23, 0.14, 0.08), 0.03)
-        paint(image, air * 0.9, np.float32(0.03))
-        third = canvas.ellipse(0, -0.02, 0.02 * size, 0.09)
-        for side in (-1, 1):
-            horn = canvas.ellipse(side * 0.09 * size, -0.2, 0.045 * size, 0.11, -side * 0.6)
-            third = np.maximum(third, horn)
-            cleft = canvas.line([(side * 0.6, 0.02), (side * 0.32, -0.05)], 0.018)
-            paint(image, 0.8 * cleft * head.cavity, np.float32(tissue.fluid))
-        paint(image, canvas.edge(third, 0.02), np.float32(tissue.fluid))
-
-    head.details, head.plexus = details, [(-0.1, -0.17), (0.1, -0.17)]
-    return np.maximum(skull + np.float32(rim), face), inner
+def _points(canvas, rng, view, position):
+    """MNI coordinates of the pixels, float32[3, H, W]: a plane, tilted, bent, with own ventricles."""
+    (axis_x, sign_x, x0), (axis_y, sign_y, y0), through = _FRAMES[view]
+    tilt, half = 0.06 * np.clip(rng.standard_normal(2), -2, 2), np.float32(HALF_FIELD_MM)
+    points = np.empty((3, canvas.size, canvas.size), np.float32)
+    points[axis_x] = x0 + sign_x * (half * canvas.x + 1.4 * canvas.field(rng, 16))
+    points[axis_y] = y0 + sign_y * (half * canvas.y + 1.4 * canvas.field(rng, 16))
+    sella = to_canvas(view, SELLA_MM[axis_x], SELLA_MM[axis_y])  # the tilt turns about the sella
+    lean = np.float32(tilt[0]) * (canvas.x - np.float32(sella[0])) + np.float32(tilt[1]) * (
+        canvas.y - np.float32(sella[1])
+    )
+    points[through] = position + half * lean + 2 * canvas.field(rng, 7)
+    # Looking nearer to the ventricles' middle than one should widens them: young to old.
+    middle = np.array([0, -20, 12], np.float32).reshape(3, 1, 1)
+    offset = points - middle
+    reach = np.array([22, 40, 18], np.float32).reshape(3, 1, 1)
+    widening = np.float32(rng.uniform(-0.25, 0.42))
+    return points - widening * offset * np.exp(-0.5 * ((offset / reach) ** 2).sum(axis=0))
 
 
-def _sagittal(canvas, rng, head, rim):
-    a, b = rng.uniform(0.70, 0.78), rng.uniform(0.52, 0.60)
-    skull = canvas.ellipse(0.05, -0.2, a, b)
-    back = canvas.ellipse(0.36, 0.22, 0.34, 0.24)  # the posterior fossa
-    sx, sy = rng.uniform(-0.2, -0.12), rng.uniform(0.19, 0.25)
-    base = canvas.ellipse(sx - 0.12, sy + 0.26, 0.3, 0.2, 0.3)
-    inner = np.minimum(np.maximum(skull, back), -base)
-    face = np.minimum(0.5 - np.abs(canvas.x + 0.28 + 0.1 * canvas.y), canvas.y + 0.15)
-    head.centre, head.radii, head.falx = (0.05, -0.2), (a, b), None
-    head.sella, size = (sx, sy), rng.uniform(0.6, 1.4)
+def _compose(maps, head, rng):
+    """Weights of the materials: scalp, skull and cavity from the distances, the rest from the maps."""
+    edge, depth, skull, scalp = head.canvas.edge, head.depth, rng.uniform(4, 8) * MM, rng.uniform(4, 9) * MM
+    outer, block = maps["outer"] * np.float32(MM) + np.float32(skull), maps["block"]
+    head.cavity = cavity = edge(depth)
+    skull = np.float32(skull) * (1 - 0.5 * block)  # the base is thinner
+    bone = edge(depth + skull) - cavity
+    under_scalp = edge(outer) * (1 - block)
+    head.solid = np.maximum(edge(outer + np.float32(scalp)), block)  # all that is not air around the head
+    skin = (head.solid - block - under_scalp).clip(0)
+    weights = {
+        "fat": maps["fat"] + skin * (0.92 + 0.08 * head.texture) + 0.15 * under_scalp,
+        "muscle": maps["muscle"] + 0.8 * under_scalp,
+        "fluid": maps["fluid"],
+    }
+    for name in weights:
+        weights[name] = weights[name] * (1 - cavity - bone)
+    marrow = edge(0.22 * skull - np.abs(depth + 0.5 * skull), 1.5 * MM)
+    weights["fat"] += np.float32(rng.uniform(0.1, 0.5)) * marrow * bone
+    weights["bone"] = bone * (1 - marrow)
+    # Sulci of one's own: fluid takes from the cortex where the random folds say so.
+    shrink = np.clip(np.float32(rng.uniform(0.0, 0.4)) + 0.22 * head.folds, 0, 0.8)
+    surface = np.clip(1.3 - depth / np.float32(22 * MM), 0, 1)
+    weights["gm"] = maps["gm"] * cavity * (1 - shrink * surface * np.clip(1.25 - maps["gm"], 0, 1))
+    weights["wm"] = maps["wm"] * cavity
+    weights["csf"] = np.clip(cavity - weights["gm"] - weights["wm"], 0, 1)
+    weights["enhance"] = maps["enhance"]
+    return weights
 
-    def details(image, tissue):
-        stem = canvas.line([(0.06, 0.1), (0.11, 0.3), (0.2, 1.0)], 0.065)
-        paint(image, np.clip(1.6 * stem, 0, 1), np.float32(tissue.white))
-        cerebellum = canvas.edge(canvas.ellipse(0.4, 0.22, 0.25, 0.18), 0.03)
-        stripes = np.sin(16 * np.arctan2(canvas.y - 0.22, canvas.x - 0.2) + head.texture)
-        paint(image, 0.8 * cerebellum, tissue.grey + 0.04 * stripes.astype(np.float32))
-        arch = [(-0.24, -0.1), (-0.2, -0.24), (0.0, -0.31), (0.22, -0.26), (0.32, -0.12)]
-        vault = [(x * 0.85, y + 0.09) for x, y in arch[1:-1]]
-        paint(image, canvas.line(vault, 0.03 * size), np.float32(tissue.fluid))
-        paint(image, canvas.line(arch, 0.025), np.float32(max(tissue.white, tissue.grey) + 0.05))
-        air = canvas.edge(canvas.ellipse(sx - 0.16, sy + 0.2, 0.13, 0.08, 0.3), 0.03)
-        paint(image, 0.9 * air, np.float32(0.03))
 
-    head.details, head.plexus = details, [(0.16, -0.16)]
-    return np.maximum(np.maximum(skull, back) + np.float32(rim), face), inner
+def _plane(view, position):
+    """The undeformed slice at 4 mm, the same at every image size: where lesions can be.
+
+    A namespace: gm, wm (0..1) and depth (mm; -99 where no lesion belongs), each [A, B] over in-plane
+    MNI positions x_mm [A, 1] and y_mm [1, B] along the image's x and y.
+    """
+    (axis_x, _, _), (axis_y, _, _), through = _FRAMES[view]
+    axes = [axis.ravel() for axis in brain_template.axes_mm(4)]
+    index = int(np.abs(axes[through] - position).argmin())
+    plane = SimpleNamespace()
+    for name in ("gm", "wm", "depth"):  # the remaining axes come in rising order, which is (x, y) here
+        values = np.take(brain_template.head(4)[name], index, axis=through).astype(np.float32)
+        setattr(plane, name, values if name == "depth" else values / 255)
+    plane.x_mm, plane.y_mm = axes[axis_x][:, None], axes[axis_y][None, :]
+    x, y = to_canvas(view, plane.x_mm, plane.y_mm)
+    z = plane.y_mm if view != "axial" else position
+    in_brain = (np.maximum(np.abs(x), np.abs(y)) < 0.8) & (z > -62)  # in the picture, above the neck
+    plane.depth = np.where(in_brain, plane.depth, -99)
+    return plane

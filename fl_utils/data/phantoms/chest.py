@@ -176,15 +176,15 @@ def _draw_opacities(canvas, rng, boxes):
     """Draws pneumonia: the share of the air that fluid replaces, float32[H, W]; ill-defined."""
     texture, fine = canvas.field(rng, 9), canvas.field(rng, 18)
     lobar = rng.random() < 0.5
-    density, total = rng.uniform(0.75, 1.2), np.zeros_like(texture)
+    density, total = rng.uniform(0.95, 1.35), np.zeros_like(texture)
     for _ in range(1 if lobar else rng.integers(2, 6)):
         inner, outer, top, base = boxes[rng.integers(2)]
         along, down = rng.uniform(0.2, 0.75), rng.uniform(0.2, 0.9)
         x, y = inner + along * (outer - inner), top + down * (base - top)
-        width = rng.uniform(0.18, 0.34) if lobar else rng.uniform(0.10, 0.18)
+        width = rng.uniform(0.22, 0.38) if lobar else rng.uniform(0.13, 0.21)
         shape = canvas.ellipse(x, y, width, width * rng.uniform(0.7, 1.5), rng.uniform(0, 3))
         shape += np.float32(0.25 * width) * texture
-        total = np.maximum(total, canvas.edge(shape, 1.2 * width) * np.float32(rng.uniform(0.7, 1)))
+        total = np.maximum(total, canvas.edge(shape, width) * np.float32(rng.uniform(0.7, 1)))
     # Air-filled bronchi and unaffected lobules keep it from being even.
     return np.float32(density) * total * (1 + 0.25 * fine)
 

@@ -76,7 +76,7 @@ def read_medmnist(card: DatasetCard, image_size_px: int) -> MedMnist:
         images=np.concatenate([_resized(images, image_size_px) for images, _ in parts.values()]),
         labels=labels.astype(np.uint8) if card.task == "multi-label" else labels[:, 0].astype(np.int64),
         published_split=np.concatenate([np.full(len(images), PARTS[part]) for part, (images, _) in parts.items()]),
-        sources=np.concatenate([[f"{part}/{i:06d}" for i in range(len(images))] for part, (images, _) in parts.items()]),
+        sources=np.array([f"{part}/{i:06d}" for part, (images, _) in parts.items() for i in range(len(images))]),
     )
 
 
@@ -91,7 +91,8 @@ def _check(card: DatasetCard, path: Path, part: str, images: np.ndarray, labels:
             f"{list(labels.shape)}; expected uint8 [N, H, W] or [N, H, W, 3], N > 0, and [N, {columns}]."
         )
     if labels.min() < 0 or labels.max() > highest:
-        raise DataError(f"{card.name}: {path.name} has labels {labels.min()} to {labels.max()}; expected 0 to {highest}.")
+        found = f"labels {labels.min()} to {labels.max()}"
+        raise DataError(f"{card.name}: {path.name} has {found}; expected 0 to {highest}.")
 
 
 def _resized(images: np.ndarray, size: int) -> np.ndarray:

@@ -74,8 +74,8 @@ def _read_table(card: DatasetCard, root: Path) -> tuple[str, pd.DataFrame]:
         empty = table.index[table[column].isna()]
         if len(empty):
             raise DataError(
-                f"{card.name}: {path.name} has no {column} in {len(empty)} row(s), the first of them row {empty[0] + 1} "
-                "below the header. Expected the official table, unchanged."
+                f"{card.name}: {path.name} has no {column} in {len(empty)} row(s), the first of them row "
+                f"{empty[0] + 1} below the header. Expected the official table, unchanged."
             )
     twice = table["Image Index"].duplicated()
     if twice.any():
