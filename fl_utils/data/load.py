@@ -46,7 +46,7 @@ def load_dataset(
     hashes = cache.content_hashes(listing.root, sources, progress=progress)
     files = _fingerprint(listing.files, hashes)
     decoded = cache.cached_decode(
-        f"{name}-{files[:16]}-{image_size_px}px-v{decode.DECODER_VERSION}",
+        f"{name}-{files[:16]}-{image_size_px}px-v{decode.DECODER_VERSION}h",
         (len(sources), image_size_px, image_size_px, 1),
         lambda images: decode.decode_images(listing.root, sources, images, progress=progress),
     )

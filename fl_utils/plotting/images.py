@@ -56,7 +56,7 @@ def image_gallery(
             draw_grey(ax, images[index])
             if masks is not None and np.any(masks[index]):
                 ax.contour(np.asarray(masks[index]) > 0, levels=[0.5], colors=[ORANGE], linewidths=1.6)
-        row[0].set_ylabel(class_name.replace("_", "\n"), fontsize=11)
+        row[0].set_ylabel(wrapped(class_name.replace(", ", "\n").replace("_", " "), side), fontsize=10)
     if masks is not None:
         top_legend(figure, [Line2D([], [], color=ORANGE, linewidth=1.6, label=outline)])
     bottom_label(figure, _WINDOW_TEXT)

@@ -87,14 +87,14 @@ data = {}
 for name in PHANTOMS if SYNTHETIC else REAL:
     try:
         data[name] = load_dataset(name, image_size_px=settings.image_size_px, num_images=settings.num_images)
-    except DataError as error:
-        print(str(error)[:120], "...")
+    except DataError:
+        print(f"{name} is not here, or not whole: `fl-utils data audit {name}` says what is wrong.")
 volumes = {}
 for name in [] if SYNTHETIC else VOLUMES:
     try:
         volumes[name] = volume_overview(name)
-    except DataError as error:
-        print(str(error)[:120], "...")
+    except DataError:
+        print(f"{name} is not here, or not whole: `fl-utils data audit {name}` says what is wrong.")
 cards = [{"name": c.name, "task": c.task, "modality": c.modality.split(",")[0], "licence": c.licence[:40]} for c in CARDS.values()]
 display(pd.DataFrame(cards).assign(here=lambda t: t["name"].isin([*data, *volumes])))
 
@@ -117,7 +117,8 @@ if reports:
 
 # %%
 if reports:
-    counts = pd.concat([reports[name].table.assign(panel=card(name).label) for name in data if data[name].num_classes < 6])
+    shown = [name for name in data if name in ("brain_mri", "chest_xray", "covid19", *PHANTOMS)]
+    counts = pd.concat([reports[name].table.assign(panel=card(name).label) for name in shown])
     counts = counts.rename(columns={"split": "part", "class": "class_name", "files": "count", "near_in_other_split": "duplicates"})
     figure = plotting.class_counts(counts[["panel", "part", "class_name", "count", "duplicates"]])
     plotting.save_figure(
@@ -255,27 +256,25 @@ for name in [name for name in data if name in ("xray_sites", "nih", *PHANTOMS)]:
 # %%
 for name in [name for name in data if name in ("xray_sites", *PHANTOMS)]:
     index, rows, titles = sheet_rows(data[name])
-    display(Markdown(card(name).label), plotting.image_gallery(data[name].images[index], rows, titles, per_class=8))
+    display(Markdown(card(name).label), plotting.image_gallery(data[name].images[index], rows, titles, per_class=4))
 
 # %% [markdown]
 # ## Phantoms beside real images
 #
 # Phantoms are drawn: brains on the MNI152 template (Fonov et al. 2011), chests and retinas from shapes. They are for learning how the suite
-# works and for lesions whose place is known to the pixel. Nothing measured on them says anything about patients. *Synthetic rows are named so.*
+# works and for lesions whose place is known to the pixel. Nothing measured on them says anything about patients. *In each row the first
+# three are phantoms; the next three, if there are any, are real.*
 
 # %%
-for name in ("brain_mri", "chest_xray", None):
-    twin = {"brain_mri": "phantom_brain", "chest_xray": "phantom_chest"}.get(name, "phantom_oct")
-    drawn = load_dataset(twin, image_size_px=96, num_images=64)
-    parts = [(drawn, "phantom")]
-    if name in data:
-        parts.append((load_dataset(name, image_size_px=96), "real"))
-    few = [np.concatenate([np.flatnonzero(d.labels == k)[:8] for k in range(d.num_classes)]) for d, _ in parts]
-    images = np.concatenate([d.images[index] for (d, _), index in zip(parts, few)])
-    labels = np.concatenate([d.labels[index] * 2 + number for number, ((d, _), index) in enumerate(zip(parts, few))])
-    names = [f"{label}, {kind}" for label in drawn.class_names for kind in ("phantom", "real")]
-    rows = sorted(set(labels))
-    display(plotting.image_gallery(images, np.searchsorted(rows, labels), [names[row] for row in rows], per_class=8))
+for twin, name in (("phantom_brain", "brain_mri"), ("phantom_chest", "chest_xray"), ("phantom_oct", "")):
+    parts = [load_dataset(twin, image_size_px=44, num_images=40)]
+    if name in data:  # the same decoding at this size, then shown beside
+        parts.append(load_dataset(name, image_size_px=44))
+    few = [np.concatenate([np.flatnonzero(d.labels == k)[:3] for k in range(d.num_classes)]) for d in parts]
+    images = np.concatenate([d.images[index] for d, index in zip(parts, few)])
+    labels = np.concatenate([d.labels[index] for d, index in zip(parts, few)])
+    names = [f"{label}, {'phantom | real' if len(parts) > 1 else 'phantom'}" for label in parts[0].class_names]
+    display(plotting.image_gallery(images, labels, names, per_class=6))
 
 # %% [markdown]
 # How well a model learns the phantoms of profile `quick` is drawn in notebook 01 when it runs in that profile.

@@ -217,7 +217,7 @@ if published:
     figure = plotting.intervals(splits, x_label="Balanced accuracy on three test sets of brain MRI")
     plotting.save_figure(
         figure, "fig02_published", data=splits, profile=PROFILE, synthetic=SYNTHETIC,
-        caption="Brain MRI on the published split with and without copies of training images, and on a split without copies; mean and "
+        caption="Brain MRI on the published split with and without copies of training images, and on the leak-free split; mean and "
         "95 % t-interval over seeds. Without copies no_tumor is empty in the published test part: the mean is over three classes.",
     )
     display(figure)

@@ -4,9 +4,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_utils.data.phantoms import generate_brain, generate_chest
+from fl_utils.data.phantoms import generate_brain, generate_chest, generate_oct
 
-tasks = st.sampled_from([(generate_brain, 2, 4), (generate_chest, 0, 5)])
+# (generator, the healthy class, length of a block)
+tasks = st.sampled_from([(generate_brain, 2, 4), (generate_chest, 0, 5), (generate_oct, 3, 4)])
 seeds = st.integers(0, 2**32 - 1)
 small = settings(max_examples=25, deadline=None)
 

@@ -156,7 +156,7 @@ def test_cards_of_the_same_pictures_agree_on_classes_and_mirroring():
 def test_only_eyes_and_heads_may_be_mirrored():
     images = [info for info in CARDS.values() if info.task != "segmentation"]
     safe = {info.name for info in images if info.flip_is_safe}
-    assert safe == {"brain_mri", "oct2017", "octmnist", "phantom_brain"}
+    assert safe == {"brain_mri", "oct2017", "octmnist", "phantom_brain", "phantom_oct"}
 
 
 def test_the_same_test_images_have_either_name_in_a_copy():

@@ -76,7 +76,7 @@ def test_data_list_says_what_is_at_hand(data):
     found, last = listed()
     assert list(found) == list(CARDS)
     assert {name for name, state in found.items() if state == "found"} == {"brain_mri"}
-    assert {name for name, state in found.items() if state == "generated"} == {n for n, c in CARDS.items() if c.synthetic}
+    assert all((state == "generated") == CARDS[name].synthetic for name, state in found.items())
     assert found["chest_xray"] == found["hippocampus"] == found["xray_sites"] == "missing"
     assert str(data.parent) in last and "fl-utils data fetch NAME" in last
     row = next(line for line in called("data", "list").output.splitlines() if line.startswith("nih "))
@@ -84,7 +84,8 @@ def test_data_list_says_what_is_at_hand(data):
 
 
 @pytest.mark.parametrize(
-    ("at_hand", "state"), [((), "missing"), (("chest_xray",), "missing"), (("nih",), "missing"), (("chest_xray", "nih"), "found")]
+    ("at_hand", "state"),
+    [((), "missing"), (("chest_xray",), "missing"), (("nih",), "missing"), (("chest_xray", "nih"), "found")],
 )
 def test_what_is_put_together_is_found_where_all_its_sources_are(data, at_hand, state):
     for name in at_hand:
@@ -476,9 +477,11 @@ def test_doctor_examines_and_passes_its_exit_code_on(monkeypatch):
 def swept(monkeypatch):
     """Configuration and experiment of what `sweep` would train."""
     runs = []
-    monkeypatch.setattr(
-        plans, "sweep", lambda configs, *, experiment=plans.CLASSIFICATION: runs.extend((c, experiment) for c in configs)
-    )
+
+    def note(configs, *, experiment=plans.CLASSIFICATION):
+        runs.extend((config, experiment) for config in configs)
+
+    monkeypatch.setattr(plans, "sweep", note)
     return runs
 
 
@@ -497,9 +500,12 @@ def test_sweep_keeps_the_runs_on_other_splits_apart(swept, monkeypatch):
     for module, name, count in ((plans, "configs_01", 1), (plans, "configs_02", 2), (leakage, "configs_00", 3)):
         monkeypatch.setattr(module, name, lambda profile, dataset, name=name, count=count: [(name, dataset)] * count)
     assert called("sweep", "--profile", "paper", "--dataset", "brain_mri").output == "brain_mri: 6 runs are there.\n"
-    assert [name for (name, _), experiment in swept if experiment == plans.CLASSIFICATION] == ["configs_01"] + ["configs_02"] * 2
-    assert [name for (name, _), experiment in swept if experiment == leakage.LEAKAGE] == ["configs_00"] * 3
-    assert {dataset for (_, dataset), _ in swept} == {"brain_mri"} and len(swept) == 6
+    expected = (
+        ("configs_01", plans.CLASSIFICATION, 1),
+        ("configs_02", plans.CLASSIFICATION, 2),
+        ("configs_00", leakage.LEAKAGE, 3),
+    )
+    assert swept == [((name, "brain_mri"), experiment) for name, experiment, count in expected for _ in range(count)]
 
 
 def test_figures_with_a_missing_record_do_not_train(data, tmp_path, monkeypatch, capsys):

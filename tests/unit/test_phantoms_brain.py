@@ -166,6 +166,22 @@ def test_oedema_is_bright_in_flair():
     assert len(brighter) > 12 and all(brighter)
 
 
+def test_simple_statistics_do_not_give_the_class_away():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    images, labels, _ = generate_brain(400, image_size_px=32, rng=np.random.default_rng(5))
+    images = images[..., 0] / 255
+    border = np.concatenate([images[:, [0, -1]].reshape(400, -1), images[:, :, [0, -1]].reshape(400, -1)], axis=1)
+    flat = images.reshape(400, -1)
+    found = np.stack([flat.mean(1), flat.std(1), flat.min(1), flat.max(1), border.mean(1)], axis=1)
+    found = (found - found.mean(axis=0)) / (found.std(axis=0) + 1e-9)
+    halves = [np.arange(400) < 200, np.arange(400) >= 200]
+    scores = [
+        linear_model.LogisticRegression(max_iter=2000).fit(found[a], labels[a]).score(found[b], labels[b])
+        for a, b in (halves, halves[::-1])
+    ]
+    assert np.mean(scores) < 0.5  # chance is 0.25; 0.44 of 1,200
+
+
 @pytest.mark.parametrize("modalities", ["t1ce", (), ("t1", "t1"), ("t1", "ct"), (3,)])
 def test_unknown_modalities(modalities):
     with pytest.raises(ValueError, match="modalities .*expected .*'t1ce'"):
@@ -182,6 +198,81 @@ def test_a_missing_file_is_named(monkeypatch):
     monkeypatch.setattr(brain_template, "_FILE", "absent_{}.nii.gz")
     with pytest.raises(FileNotFoundError, match="absent_gm.*MNI152 template that nilearn ships"):
         brain_template.load_template.__wrapped__("gm")
+
+
+@pytest.fixture
+def fresh_head(monkeypatch, tmp_path):
+    """`head` without what this process has computed, and with a cache folder of its own."""
+    monkeypatch.setenv("FL_UTILS_CACHE", str(tmp_path / "cache"))
+    brain_template.head.cache_clear()
+    yield tmp_path / "cache" / "phantoms"
+    brain_template.head.cache_clear()
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Counts what is computed, in place of which small volumes are made: the true ones take seconds."""
+    calls = []
+
+    def compute(spacing_mm):
+        calls.append(spacing_mm)
+        return {"gm": np.full((2, 3, 4), spacing_mm, np.uint8), "depth": np.full((2, 3, 4), -0.1, np.float32)}
+
+    monkeypatch.setattr(brain_template, "_compute", compute)
+    return calls
+
+
+def _same(first, second):
+    return first.keys() == second.keys() and all(
+        np.array_equal(first[name], second[name]) and first[name].dtype == second[name].dtype for name in first
+    )
+
+
+def test_the_head_is_computed_once_and_read_from_the_cache_after_that(fresh_head, computed):
+    first = brain_template.head(4)
+    brain_template.head.cache_clear()  # as another process would begin
+    assert _same(brain_template.head(4), first) and computed == [4]
+    assert len(list(fresh_head.glob("head-*-4mm.npz"))) == 1
+    brain_template.head(8)
+    assert computed == [4, 8]  # each voxel size has a file of its own
+
+
+@pytest.mark.parametrize("damage", [b"", b"no zip", None])
+def test_a_damaged_cache_file_is_computed_and_written_anew(fresh_head, computed, damage):
+    first = brain_template.head(4)
+    (path,) = fresh_head.glob("*.npz")
+    whole = path.read_bytes()
+    spoiled = bytearray(whole)
+    spoiled[len(whole) // 4] ^= 0xFF  # in the pixels: the checksum tells
+    path.write_bytes(spoiled if damage is None else damage)
+    brain_template.head.cache_clear()
+    assert _same(brain_template.head(4), first) and computed == [4, 4]
+    assert brain_template._read(path) is not None
+
+
+def test_a_cache_that_cannot_be_written_changes_nothing(monkeypatch, fresh_head, computed, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FL_UTILS_CACHE", str(tmp_path / "file"))  # no folder can be made in it
+    assert brain_template.head(4)["gm"].max() == 4 and computed == [4]
+
+
+def test_another_template_or_other_code_has_another_cache_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(brain_template, "_template_path", lambda part: tmp_path / part)
+    monkeypatch.setattr(brain_template.brain_face, "__file__", str(tmp_path / "code.py"))
+    names = ("t1", "gm", "wm", "code.py")
+    for name in names:
+        (tmp_path / name).write_text("old")
+    hashes = [brain_template._origin_hash.__wrapped__()]
+    for name in names:
+        (tmp_path / name).write_text("new")
+        hashes.append(brain_template._origin_hash.__wrapped__())
+    assert len(set(hashes)) == 5
+
+
+def test_what_the_cache_gives_is_what_is_computed(fresh_head):
+    computed = brain_template._compute(8)
+    assert _same(brain_template.head(8), computed)
+    assert _same(brain_template._read(next(fresh_head.glob("*-8mm.npz"))), computed)
 
 
 def test_the_template_is_where_the_coordinates_say():

@@ -128,7 +128,7 @@ def test_thumbnails_give_the_hospital_away(task):
     scanned = scan(images, hospitals, rng=_rng())[..., 0] / 255
     thumbnails = scanned.reshape(400, 16, 2, 16, 2).mean(axis=(2, 4)).reshape(400, -1)
     model = linear_model.LogisticRegression(C=0.1, max_iter=500).fit(thumbnails[:300], hospitals[:300])
-    assert model.score(thumbnails[300:], hospitals[300:]) > 0.65  # chance is 0.25
+    assert model.score(thumbnails[300:], hospitals[300:]) > 0.7  # chance is 0.25
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def generate_brain(num_images, *, image_size_px, rng, lesions=True, modalities=(
     Glioma: irregular, in white matter, bright rim around a dark core, oedema; some without uptake.
     Meningioma: smooth, bright, even, on the dura or the falx. Pituitary tumour: round, in the sella.
     Visible lesions cover, in % of the image at 64 pixels, T1CE (smallest, median, largest of 250):
-    glioma 1.4, 5.9, 14; meningioma 0.5, 2.1, 5.5; pituitary tumour 0.1, 0.8, 2.4.
+    glioma 1.6, 6.4, 14; meningioma 0.6, 2.4, 6.1; pituitary tumour 0.1, 0.8, 2.3.
 
     Args:
       num_images: N >= 1; any 4 consecutive images from a multiple of 4 hold each class once.
@@ -91,7 +91,7 @@ def render_brain(label, streams, size, lesions=True, modalities=("t1ce",)):
 def _draw_contrast(rng):
     """Grey values of one examination: of the materials, of what lesions add, in each modality."""
     draw = rng.uniform
-    grey, step, csf, fat = draw(0.22, 0.32), draw(0.05, 0.13), draw(0.04, 0.12), draw(0.45, 0.85)
+    grey, step, csf, fat = draw(0.22, 0.32), draw(0.05, 0.13), draw(0.04, 0.12), draw(0.45, 0.9)
     t1 = dict(csf=csf, gm=grey, wm=grey + step, fat=fat, muscle=draw(0.16, 0.28), bone=draw(0.02, 0.08), fluid=csf)
     grey, bright = draw(0.36, 0.46), draw(0.7, 0.95)
     t2 = dict(csf=bright, gm=grey, wm=grey - draw(0.08, 0.15), fat=draw(0.3, 0.6), muscle=draw(0.1, 0.18))
@@ -99,10 +99,10 @@ def _draw_contrast(rng):
     grey, dark = draw(0.38, 0.48), draw(0.03, 0.1)
     flair = dict(csf=dark, gm=grey, wm=grey - draw(0.04, 0.11), fat=draw(0.25, 0.5), muscle=draw(0.14, 0.24))
     flair |= dict(bone=draw(0.02, 0.06), fluid=dark)
-    uptake = draw(0.56, 0.76)
+    uptake = draw(0.57, 0.77)
     greys = {"t1": t1, "t1ce": t1, "t2": t2, "flair": flair}
-    enhance = {"t1": -0.03, "t1ce": uptake * draw(0.37, 0.65), "t2": -0.25, "flair": -0.12}
-    vessel = {"t1": -0.05, "t1ce": uptake * draw(0.27, 0.55), "t2": -0.2, "flair": -0.1}
+    enhance = {"t1": -0.03, "t1ce": uptake * draw(0.35, 0.62), "t2": -0.25, "flair": -0.12}
+    vessel = {"t1": -0.05, "t1ce": uptake * draw(0.25, 0.52), "t2": -0.2, "flair": -0.1}
     swell = draw(0.5, 1.0)
     dip, drop = draw(0.02, 0.08), draw(0.03, 0.10)
     return SimpleNamespace(

@@ -20,7 +20,7 @@ _FRAMES = {
 }
 _RANGES_MM = {"axial": (-20, 50), "coronal": (-50, 30), "sagittal": (-35, 35)}
 # Pituitary tumours are seen on slices through the sella, so the other classes get many of those, too.
-SELLA_SHARE = 0.7
+SELLA_SHARE = 0.75
 MATERIALS = ("csf", "gm", "wm", "fat", "muscle", "bone", "fluid", "enhance")
 
 

@@ -66,7 +66,7 @@ def distractors(head, rng, tissue):
     for _ in range(rng.integers(0, 3)):  # lakes and sinuses on the dura
         x, y, *_ = _site(rng, plane, head.view, np.abs(plane.depth - 2) < 4)
         vessel = np.maximum(vessel, canvas.blob(x, y, rng.uniform(2, 6) * MM))
-    if rng.random() < 0.25:  # a knot of vessels or an old scar that takes up contrast medium
+    if rng.random() < 0.15:  # a knot of vessels or an old scar that takes up contrast medium
         x, y, *_ = _site(rng, plane, head.view, (plane.wm + 0.3 * plane.gm) * (plane.depth > 0))
         vessel = np.maximum(vessel, rng.uniform(0.3, 0.8) * canvas.blob(x, y, rng.uniform(2, 6) * MM))
     inside = head.cavity
@@ -88,11 +88,11 @@ def glioma(head, rng, tissue):
     """Irregular, in white matter: oedema along the white matter, patchy rim, dark core."""
     canvas, plane = head.canvas, head.plane
     x, y, *_ = _site(rng, plane, head.view, (plane.wm + 0.15 * plane.gm) * (plane.depth > 14))
-    radius = rng.uniform(21, 35) * MM
+    radius = rng.uniform(23, 36) * MM
     a, b = radius * np.exp(rng.uniform(-0.25, 0.25, 2))
     shape = canvas.ellipse(x, y, a, b, rng.uniform(0, 3))
     shape += np.float32(0.26 * min(a, b)) * canvas.field(rng, 13)
-    wide = np.float32(rng.uniform(4.5, 8.5) * MM)
+    wide = np.float32(rng.uniform(6, 11) * MM)
     swelling = np.float32(rng.uniform(2, 16) * MM)
     brain = head.cavity * canvas.edge(head.depth - np.float32(2 * MM), 3 * MM)
     # Swelling follows the fibres and spares cortex and ventricles.
@@ -100,7 +100,7 @@ def glioma(head, rng, tissue):
     oedema = canvas.edge(shape + swelling, 7 * MM) * brain * tracts
     low_grade, solid = rng.random() < 0.1, rng.random() < 0.08
     patchy = np.clip(0.95 + 0.4 * canvas.field(rng, 10), 0.2, 1.4)
-    strength = np.float32(rng.uniform(0.7, 1.15))
+    strength = np.float32(rng.uniform(0.8, 1.15))
     whole, core = canvas.edge(shape, 3 * MM) * brain, canvas.edge(shape - wide, wide) * brain
     parts = [Part(OEDEMA, oedema, tissue.oedema)]
     if low_grade:  # takes up no contrast medium
@@ -133,7 +133,7 @@ def meningioma(head, rng, tissue):
     shape += np.float32(0.07 * min(a, b) * MM) * canvas.field(rng, 9)
     ring = canvas.edge(shape + np.float32(rng.uniform(2, 9) * MM), 6 * MM)
     oedema = ring * np.float32(rng.random() < 0.4) * np.clip(1.2 * head.weights["wm"] + 0.2 * head.weights["gm"], 0, 1)
-    strength = np.float32(rng.uniform(0.7, 1.2))
+    strength = np.float32(rng.uniform(0.8, 1.2))
     values = {name: value + strength * tissue.uptake[name] for name, value in tissue.tumour.items()}
     whole = canvas.edge(shape, rng.uniform(1, 4) * MM) * head.cavity
     parts = [Part(ENHANCING, whole, values, cover=True)]

@@ -24,8 +24,8 @@ def generate_oct(num_images, *, image_size_px, rng, lesions=True):
     swollen retina, in 30 % with fluid under the fovea. DRUSEN: humps under the pigment
     epithelium. Distractors in every class: low humps, exudates, windows to the choroid, haze and
     a detached vitreous face, broad shadows, white borders of a scan that was turned or cut.
-    Masks cover, in % of the image at 64 pixels (smallest, median, largest of 250): CNV 3.5, 6.6,
-    11; DME 2.2, 5.3, 9.5; DRUSEN 2.5, 5.6, 10.
+    Masks cover, in % of the image at 64 pixels (smallest, median, largest of 250): CNV 3.6, 7.1,
+    13; DME 2.5, 5.1, 9.1; DRUSEN 2.4, 6.0, 10.
 
     A lesion pushes the layers next to it aside, as it does in an eye; these shifts are not in
     the mask, and neither is the shadow under a membrane.

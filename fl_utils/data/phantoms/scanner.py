@@ -64,10 +64,10 @@ class ScannerProfile:
 
 PROFILES: tuple[ScannerProfile, ...] = (
     ScannerProfile("A: new digital", gain=1.0, gamma=1.0, bias_field=0.02, noise=0.008),
-    ScannerProfile("B: dark and sharp", gain=0.9, gamma=1.35, bias_field=0.05, noise=0.015, side_marker="top_left"),
-    ScannerProfile("C: bright and noisy", gain=1.05, gamma=0.8, bias_field=0.07, noise=0.035, side_marker="top_right"),
+    ScannerProfile("B: dark and sharp", gain=0.9, gamma=1.4, bias_field=0.05, noise=0.015, side_marker="top_left"),
+    ScannerProfile("C: bright and noisy", gain=1.05, gamma=0.75, bias_field=0.06, noise=0.03, side_marker="top_right"),
     ScannerProfile(
-        "D: old film", gain=0.85, gamma=0.7, bias_field=0.1, noise=0.02, blur=0.02, side_marker="bottom_left"
+        "D: old film", gain=0.8, gamma=0.65, bias_field=0.08, noise=0.02, blur=0.02, side_marker="bottom_left"
     ),
 )
 
