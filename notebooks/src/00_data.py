@@ -202,6 +202,15 @@ if len(probes):
     )
     display(figure)
 
+# %%
+for row in ladder[ladder["split"] == "deduplicated"].itertuples() if len(ladder) and len(probes) else []:
+    blind = probes.query("dataset == @row.dataset and target == 'label' and cues == 'all together'")
+    for probe in blind.itertuples():
+        display(Markdown(
+            f"**{analysis.panel(row.dataset)}**: all cues together {probe.balanced_accuracy:.3f} [{probe.low:.3f}, {probe.high:.3f}]; the "
+            f"three-layer CNN, which sees the picture, {row.mean:.3f} [{row.low:.3f}, {row.high:.3f}] (below, the suite's split)."
+        ))
+
 # %% [markdown]
 # ## What is leakage worth?
 #
@@ -255,8 +264,9 @@ for name in [name for name in data if name in ("xray_sites", "nih", *PHANTOMS)]:
 
 # %%
 for name in [name for name in data if name in ("xray_sites", *PHANTOMS)]:
-    index, rows, titles = sheet_rows(data[name])
-    display(Markdown(card(name).label), plotting.image_gallery(data[name].images[index], rows, titles, per_class=4))
+    one_class = data[name].subset(data[name].labels == 0)
+    index, rows, titles = sheet_rows(one_class)
+    display(Markdown(card(name).label), plotting.image_gallery(one_class.images[index], rows, titles, per_class=6))
 
 # %% [markdown]
 # ## Phantoms beside real images
