@@ -145,5 +145,5 @@ def test_failing_notebook_names_the_cell_and_keeps_what_there_is(folders, tmp_pa
 
 
 def test_unknown_notebook_number():
-    with pytest.raises(report.NotebookError, match="No notebook 77 in notebooks/src; there are 01"):
+    with pytest.raises(report.NotebookError, match="No notebook 77 in notebooks/src; there are 00, 01"):
         report.sources(["77"])

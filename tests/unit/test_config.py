@@ -53,9 +53,9 @@ def test_missing_fields_are_all_named():
     ("field", "value", "expected"),
     [
         ("method", "fedsgd", "'centralized', 'local' or 'fedavg'"),
-        ("partition", "dirichlet", "'pooled' or 'iid'"),
+        ("partition", "dirichlet", "'pooled', 'iid' or 'natural'"),
         ("profile", "big", "'smoke', 'quick' or 'paper'"),
-        ("split", "random", "'deduplicated' or 'published'"),
+        ("split", "leaky", "'deduplicated', 'near', 'pictures'"),
         ("model", "vgg", "'seed_cnn' or 'residual_gn'"),
         ("num_clients", 0, "greater than or equal to 1"),
         ("num_clients", 1001, "less than or equal to 1000"),

@@ -71,7 +71,7 @@ def test_local_and_federated_hospitals_are_the_same(dataset):
 
 def test_fewer_images_than_hospitals(dataset):
     """The message names the part that is too small: 96 images would do for 30 hospitals."""
-    with pytest.raises(PartitionError, match=r"phantom_brain, validation part: \d+ images in \d+ groups .* among 30 hospitals"):
+    with pytest.raises(PartitionError, match=r"phantom_brain, \w+ part: \d+ images in \d+ groups .* among 30 hospitals"):
         share_out(dataset, smoke("fedavg", num_clients=30))
     with pytest.raises(PartitionError, match="fewer hospitals or more images"):
         run(smoke("local", num_clients=200), experiment="none", progress=False)

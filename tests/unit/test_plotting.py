@@ -420,7 +420,7 @@ def test_image_gallery_outlines_lesions_and_leaves_places_empty():
     assert [len(ax.images) for ax in figure.axes] == [1, 1, 1, 0] * 2
     assert sum(len(ax.collections) for ax in figure.axes) == 6
     assert {ax.images[0].get_clim() for ax in figure.axes if ax.images} == {(0, 255)}
-    assert figure.axes[0].get_ylabel() == "no\ntumor" and legend_texts(figure) == ["Outline of the lesion"]
+    assert figure.axes[0].get_ylabel() == "no tumor" and legend_texts(figure) == ["Outline of the lesion"]
     assert "0 (black) to 255 (white)" in figure.get_supxlabel()
     assert_nothing_is_cut_off(figure)
     assert plotting.image_gallery(images, labels, ["a", "b"]).legends == []
