@@ -1,5 +1,6 @@
-"""Writing a file as a whole or not at all."""
+"""Files: written as a whole or not at all, and told apart by their bytes."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -25,3 +26,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

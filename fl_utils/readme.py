@@ -49,9 +49,8 @@ def training_hours() -> dict[str, float]:
     hours = {"00": 0.0, "01": 0.0, "02": 0.0}
     for experiment in ("classification", "tuning", "leakage"):
         for record in load_all(paths.runs_root("paper") / experiment):
-            baseline = experiment == "classification" and record.config["method"] == "centralized"
-            number = "01" if baseline and record.config["split"] == "deduplicated" else "02"
-            number = "00" if experiment == "leakage" else number
+            baseline = record.config["method"] == "centralized" and record.config["split"] == "deduplicated"
+            number = {"leakage": "00", "classification": "01" if baseline else "02"}.get(experiment, "02")
             hours[number] += record.environment["duration_s"] / 3600
     return hours
 

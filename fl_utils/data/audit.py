@@ -117,9 +117,7 @@ def _table(dataset: ImageDataset, frame: pd.DataFrame, crossing: pd.Series) -> p
     frame = frame.assign(
         in_other_split=crossing, near_in_other_split=frame.groupby("near")["split"].transform("nunique") > 1
     )
-    multi_hot = dataset.labels
-    if not dataset.is_multi_label:
-        multi_hot = np.eye(dataset.num_classes, dtype=np.uint8)[dataset.labels]
+    multi_hot = dataset.multi_hot
     # Every class gets a row in both splits, so that an empty cell is seen as 0, not missed. An image
     # with two findings counts in both; one with none in none.
     rows = []

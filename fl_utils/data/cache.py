@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from fl_utils import paths
 from fl_utils.data.types import DataError
-from fl_utils.files import write_atomically
+from fl_utils.files import sha256_of, write_atomically
 
 #: Larger sets of decoded images are not held in memory but mapped from disk.
 MAX_IN_MEMORY_BYTES = 2**30
@@ -38,11 +38,6 @@ def _write(path: Path, write: Callable[[BinaryIO], None]) -> None:
             RuntimeWarning,
             stacklevel=3,
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_manifest(path: Path) -> dict[str, list]:
@@ -80,7 +75,7 @@ def content_hashes(root: Path, sources: Sequence[str], *, progress: bool = False
             changed.append(source)
     for source in tqdm(changed, desc=f"Checking {root.name}", unit="file", disable=not (progress and changed)):
         try:
-            manifest[source][2] = _sha256(root / source)
+            manifest[source][2] = sha256_of(root / source)
         except OSError:
             unreadable.add(source)
             manifest.pop(source)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -15,6 +14,7 @@ from fl_utils.data.near import near_pairs
 from fl_utils.data.prepare import slices_of
 from fl_utils.data.types import DataError, ImageDataset, group_closure
 from fl_utils.data.volumes import read_case
+from fl_utils.files import sha256_of
 
 #: Normalised intensities that become black and white in a picture of a slice.
 WINDOW = (-2.5, 2.5)
@@ -57,7 +57,7 @@ def volume_overview(name: str, *, image_size_px: int = 64, progress: bool = Fals
         kept.append(case)
     if not kept:
         raise DataError(f"{name}: none of {len(excluded)} cases can be read. The first: {excluded[0][1]}")
-    shas = [[_sha256(file) for file in case.files] for case in kept]
+    shas = [[sha256_of(file) for file in case.files] for case in kept]
     # The mask is the last file of a case.
     contents = np.array([" ".join(own[:-1] if case.mask else own) for own, case in zip(shas, kept, strict=True)])
     voxels, patients = np.array(voxels), np.array([case.patient for case in kept])
@@ -83,11 +83,6 @@ def _windowed(image: np.ndarray) -> np.ndarray:
     return np.rint(grey * 255).astype(np.uint8)[..., None]
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def sheet_rows(dataset: ImageDataset) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """The rows of a contact sheet: every class in every natural hospital that has it.
 
@@ -96,8 +91,7 @@ def sheet_rows(dataset: ImageDataset) -> tuple[np.ndarray, np.ndarray, tuple[str
     Returns:
       index [M] into the dataset, row [M], and the names of the rows.
     """
-    classes = dataset.labels if dataset.is_multi_label else np.eye(dataset.num_classes, dtype=np.uint8)[dataset.labels]
-    names = list(dataset.class_names)
+    classes, names = dataset.multi_hot, list(dataset.class_names)
     if dataset.is_multi_label:
         classes, names = np.column_stack([classes, ~classes.any(axis=1)]), [*names, "no finding"]
     indices, rows, titles = [], [], []

@@ -24,7 +24,7 @@ from fl_utils.data.catalogue import DatasetCard, card
 from fl_utils.data.stream import PreparedVolumes, slice_dtype
 from fl_utils.data.types import DataError
 from fl_utils.data.volumes import Case, Volume
-from fl_utils.files import write_atomically
+from fl_utils.files import sha256_of, write_atomically
 
 PREPARATION_VERSION = 1  # raise it when slices_of gives other values: what was prepared before is then ignored
 IMAGE_SIZE_RANGE_PX = (16, 512)
@@ -136,7 +136,7 @@ def _prepared_case(case: Case, info: DatasetCard, plane: Plane, image_size_px: i
     facts = _finished(data_path, facts_path, slice_dtype(image_size_px, len(info.modalities)))
     if facts is None:
         with ThreadPoolExecutor(1) as pool:  # hashing leaves the interpreter free: it costs little beside the reading
-            hashes = pool.submit(lambda: [_sha256(file) for file in case.files])
+            hashes = pool.submit(lambda: [sha256_of(file) for file in case.files])
             volume = volumes.read_case(case, info)
             sources = hashes.result()
         slices = slices_of(volume, plane, image_size_px)
@@ -162,11 +162,6 @@ def _finished(data_path: Path, facts_path: Path, dtype: np.dtype) -> dict | None
         return facts if stored.dtype == dtype and stored.shape == (facts["slices"],) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None  # not there, or damaged: made again
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _table(facts: list[dict], folder: Path, info: DatasetCard) -> pd.DataFrame:

@@ -77,6 +77,11 @@ class ImageDataset:
         return self.labels.ndim == 2
 
     @property
+    def multi_hot(self) -> np.ndarray:
+        """uint8 [N, K], 1 where an image is of the class or shows the finding."""
+        return self.labels if self.is_multi_label else np.eye(self.num_classes, dtype=np.uint8)[self.labels]
+
+    @property
     def strata(self) -> np.ndarray:
         """int64 [N], what splits and partitions balance: the label; for multi-label data the image's
         rarest finding, K where it has none."""

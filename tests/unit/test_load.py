@@ -540,7 +540,7 @@ def test_the_second_call_reads_neither_images_nor_contents(brain, monkeypatch):
     first = load_dataset("brain_mri", image_size_px=16)
     monkeypatch.setattr(decode, "_grey", lambda *_: pytest.fail("decoded again"))  # nothing ties here
     monkeypatch.setattr(decode, "decode_images", lambda *_, **__: pytest.fail("decoded again"))
-    monkeypatch.setattr(cache, "_sha256", lambda *_: pytest.fail("hashed again"))
+    monkeypatch.setattr(cache, "sha256_of", lambda *_: pytest.fail("hashed again"))
     second = load_dataset("brain_mri", image_size_px=16)
     np.testing.assert_array_equal(first.images, second.images)
     assert first.fingerprint == second.fingerprint

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl_utils.data.phantoms.shapes import MAX_SIZE_PX, MIN_SIZE_PX, Canvas, blur, smooth_field
+from fl_utils.data.phantoms.shapes import MAX_SIZE_PX, MIN_SIZE_PX, Canvas, blur, check_generator, smooth_field
 
 CORNERS = ("top_left", "top_right", "bottom_left", "bottom_right")
 _LETTERS = {  # strokes of side markers; the letter's box is [0, 1] to the right and downwards
@@ -154,8 +154,4 @@ def _check(images, hospitals, profiles, rng):
             f"hospitals run from {hospitals.min()} to {hospitals.max()}; expected 0 to "
             f"{len(profiles) - 1}, an index into the {len(profiles)} profiles."
         )
-    if not isinstance(rng, np.random.Generator):
-        raise ValueError(
-            f"rng is a {type(rng).__name__}; expected a numpy.random.Generator, "
-            "for example from fl_utils.seeding.generator or numpy.random.default_rng(seed)."
-        )
+    check_generator(rng)

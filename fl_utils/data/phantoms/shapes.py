@@ -129,6 +129,15 @@ def block_labels(root, num_images, block):
     return np.concatenate([rng.permutation(block) for rng in streams])[:num_images].astype(np.int64)
 
 
+def check_generator(rng):
+    """Raises ValueError if `rng` is not a numpy Generator."""
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(
+            f"rng is a {type(rng).__name__}; expected a numpy.random.Generator, "
+            "for example from fl_utils.seeding.generator or numpy.random.default_rng(seed)."
+        )
+
+
 def generate(render, block, num_images, image_size_px, rng, lesions):
     """Checks the arguments and renders image after image, each from a seed of its own.
 
@@ -148,11 +157,7 @@ def generate(render, block, num_images, image_size_px, rng, lesions):
             f"image_size_px is {image_size_px!r}; phantoms are drawn at {MIN_SIZE_PX} to "
             f"{MAX_SIZE_PX} pixels a side. Choose a whole number in that range."
         )
-    if not isinstance(rng, np.random.Generator):
-        raise ValueError(
-            f"rng is a {type(rng).__name__}; expected a numpy.random.Generator, "
-            "for example from fl_utils.seeding.generator or numpy.random.default_rng(seed)."
-        )
+    check_generator(rng)
     size = int(image_size_px)
     root = int(rng.integers(2**62))  # the only draw: the images do not depend on how many there are
     labels = block_labels(root, int(num_images), block)
