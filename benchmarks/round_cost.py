@@ -19,10 +19,12 @@ import pandas as pd
 import psutil
 
 from fl_utils.learning import engine
-from fl_utils.learning.algorithms import build_federated_averaging
+from fl_utils.learning.algorithms import FEDAVG
 from fl_utils.learning.client_files import write_client_files
 from fl_utils.learning.federated import FederatedLearner
-from fl_utils.learning.local import LocalSettings, LocalTrainer, local_update
+from fl_utils.learning.client_updates import ClientTask, averaging
+from fl_utils.learning.local import LocalSettings, LocalTrainer
+from fl_utils.learning.process import build_process
 from fl_utils.models.classifiers import build_model
 
 import tensorflow as tf  # isort: skip  (after fl_utils, which sets TensorFlow's log level)
@@ -95,7 +97,7 @@ def bare_trainer(num_clients: int):
         nonlocal weights
         deltas = []
         for client, (x, y) in enumerate(tensors):
-            delta, _, _ = local_update(trainer, weights, x, y, ones, tf.constant([round_num, client]))
+            delta = averaging(trainer, ClientTask(weights, x, y, ones, tf.constant([round_num, client]))).delta
             deltas.append([d.numpy() for d in delta])
         weights = average(weights, deltas, [len(p) for p in parts])
 
@@ -134,7 +136,7 @@ def ours(num_clients: int):
     """The suite's FedAvg: the same TFF worker, files read inside the graph."""
     images, labels, parts = data(num_clients)
     folder = Path(tempfile.mkdtemp(prefix="round_cost-"))
-    process = build_federated_averaging(new_model, SETTINGS, cohort_size=num_clients)
+    process = build_process(FEDAVG, new_model, SETTINGS)
     learner = FederatedLearner(
         process, write_client_files(folder, images, labels, parts), np.ones(NUM_CLASSES, np.float32),
         clients_per_round=num_clients, seed=0,

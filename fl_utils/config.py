@@ -5,6 +5,22 @@ from typing import Any, Literal
 import pydantic
 
 Profile = Literal["smoke", "quick", "paper"]
+#: `learning.algorithms` says what each federated method is, with its paper.
+Method = Literal[
+    "centralized", "local", "fedsgd", "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "mimelite",
+    "scaffold", "finetuned", "local_norm",
+]
+Partition = Literal["pooled", "iid", "natural", "dirichlet", "pathological", "quantity", "feature"]
+#: The field that a partition needs, and that no other one takes.
+PARTITION_FIELD = {
+    "dirichlet": "dirichlet_alpha", "pathological": "classes_per_client", "quantity": "quantity_alpha",
+}
+#: The fields that a method needs to be what its name says, and that no other one takes.
+METHOD_FIELDS = {
+    "proximal_strength": ("fedprox",),
+    "server_momentum": ("fedavgm", "mimelite"),
+    "personal_epochs": ("finetuned",),
+}
 
 
 class ConfigError(ValueError):
@@ -15,14 +31,14 @@ class ExperimentConfig(pydantic.BaseModel):
     """One run. The fields follow DESIGN section 2, rule 7: the first six name the record.
 
     A round is `client_epochs_per_round` passes over the pooled data (centralized), over a
-    hospital's own data (local), or over the data of each hospital of the cohort, then averaged (fedavg).
+    hospital's own data (local), or over the data of each hospital of the cohort, then averaged (federated).
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     dataset: str
-    method: Literal["centralized", "local", "fedavg"]
-    partition: Literal["pooled", "iid", "natural"]
+    method: Method
+    partition: Partition
     num_clients: int = pydantic.Field(ge=1, le=1000)
     seed: int = pydantic.Field(ge=0)
     profile: Profile
@@ -33,7 +49,7 @@ class ExperimentConfig(pydantic.BaseModel):
     split_seed: int | None = pydantic.Field(default=None, ge=0)
     image_size_px: int = pydantic.Field(default=64, ge=16, le=512)
     num_images: int | None = pydantic.Field(default=None, ge=1)
-    model: Literal["seed_cnn", "residual_gn"] = "seed_cnn"
+    model: Literal["seed_cnn", "residual_gn", "small_cnn", "norm_cnn_group", "norm_cnn_batch"] = "seed_cnn"
     total_rounds: int = pydantic.Field(ge=1)
     clients_per_round: int | None = pydantic.Field(default=None, ge=1)
     client_epochs_per_round: int = pydantic.Field(default=1, ge=1)
@@ -44,17 +60,27 @@ class ExperimentConfig(pydantic.BaseModel):
     augment: bool = True
     class_weighting: bool = True
 
+    dirichlet_alpha: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
+    classes_per_client: int | None = pydantic.Field(default=None, ge=1)
+    quantity_alpha: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
+    proximal_strength: float = pydantic.Field(default=0.0, ge=0, allow_inf_nan=False)
+    server_momentum: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    personal_epochs: int = pydantic.Field(default=0, ge=0)
+    norm_statistics: Literal["averaged", "dropped"] = "averaged"
+
     @pydantic.model_validator(mode="after")
     def _fits_together(self):
-        if (self.method == "centralized") != (self.partition == "pooled"):
+        pooled = self.partition == "pooled"
+        # Where every hospital has a scanner of its own, pooled images are not those of "pooled".
+        if (self.method == "centralized") != pooled and (self.method, self.partition) != ("centralized", "feature"):
             raise ValueError(
-                f"partition {self.partition!r} was given with method {self.method!r}; "
-                "'pooled' belongs to 'centralized', and only to it"
+                f"partition {self.partition!r} was given with method {self.method!r}; 'pooled' belongs to "
+                "'centralized', and only to it ('feature' pools the images of the hospitals' scanners)"
             )
-        if self.method == "centralized" and self.num_clients != 1:
+        if pooled and self.num_clients != 1:
             raise ValueError(f"num_clients {self.num_clients} was given with method 'centralized'; expected 1")
         if self.clients_per_round is not None:
-            if self.method != "fedavg":
+            if not self.federated:
                 raise ValueError(
                     f"clients_per_round {self.clients_per_round} was given with method {self.method!r}; "
                     "it is for federated methods only: leave it out"
@@ -64,7 +90,27 @@ class ExperimentConfig(pydantic.BaseModel):
                     f"clients_per_round {self.clients_per_round} was given with num_clients {self.num_clients}; "
                     "expected at most as many"
                 )
+        needed = PARTITION_FIELD.get(self.partition)
+        for field in PARTITION_FIELD.values():
+            if (getattr(self, field) is not None) != (field == needed):
+                raise ValueError(
+                    f"{field} is {getattr(self, field)} with partition {self.partition!r}; "
+                    + ("the partition needs it" if field == needed else "leave it out: no such skew there")
+                )
+        for field, methods in METHOD_FIELDS.items():
+            if (getattr(self, field) > 0) != (self.method in methods):
+                raise ValueError(
+                    f"{field} is {getattr(self, field)} with method {self.method!r}; it must be above 0 for "
+                    f"{' and '.join(methods)}, and is for no other method"
+                )
+        if self.method == "local_norm" and not self.model.startswith("norm_cnn"):
+            raise ValueError(f"model {self.model!r} has no normalisation layers for 'local_norm'; use norm_cnn_group")
         return self
+
+    @property
+    def federated(self) -> bool:
+        """Whether hospitals train one model together."""
+        return self.method not in ("centralized", "local")
 
     @property
     def cohort_size(self) -> int:

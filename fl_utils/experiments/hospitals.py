@@ -6,12 +6,17 @@ import numpy as np
 
 from fl_utils import seeding
 from fl_utils.config import ExperimentConfig
-from fl_utils.data.partition import PartitionError, iid_partition, natural_partition
+from fl_utils.data import phantoms
+from fl_utils.data.partition import (
+    PartitionError, deal, dirichlet_shares, iid_partition, natural_partition, pathological_shares, quantity_shares,
+)
 from fl_utils.data.splits import Split, make_split
 from fl_utils.data.types import ImageDataset
 
 # The test set is frozen: it does not change with a run's seed.
 SPLIT_SEED = 2026
+#: Images that a hospital holds at least, by part: enough to train on, and one to choose its best round with.
+MIN_EXAMPLES = {"train": 10, "validation": 1, "test": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,31 +36,76 @@ class Hospitals:
 
 
 def share_out(dataset: ImageDataset, config: ExperimentConfig) -> Hospitals:
-    """Splits the data set once, then shares each part out over the hospitals by the same rule.
+    """Splits the data set once, then shares each part out over the hospitals by the same shares.
 
     Raises:
-      PartitionError: fewer images than hospitals in one of the parts.
+      PartitionError: too few images for the hospitals, or a partition that cannot be.
     """
     split_seed = SPLIT_SEED if config.split_seed is None else config.split_seed
     split = make_split(dataset, kind=config.split, seed=split_seed)
+    if config.partition == "pooled":
+        return Hospitals(split, [split.train], [split.validation], [split.test])
     if config.partition == "natural":
         return _natural(dataset, config, split)
+    shares = partition_shares(config, dataset.num_classes)
     parts = {}
-    for name in ("train", "validation", "test"):
+    for name, minimum in MIN_EXAMPLES.items():
         index = getattr(split, name)
-        if config.partition == "pooled":
-            parts[name] = [index]
-            continue
         rng = seeding.generator(config.seed, "partition", config.num_clients, name)
         try:
-            shares = iid_partition(
-                dataset.strata[index], dataset.groups[index], num_clients=config.num_clients, rng=rng
-            )
+            if shares is None:
+                dealt = iid_partition(
+                    dataset.strata[index], dataset.groups[index], num_clients=config.num_clients, rng=rng
+                )
+            else:
+                dealt = deal(
+                    dataset.labels[index], dataset.groups[index], shares, rng=rng, min_client_examples=minimum
+                )
         except PartitionError as error:
             # The part is much smaller than the data set that the user knows.
             raise PartitionError(f"{dataset.name}, {name} part: {error}") from None
-        parts[name] = [index[share] for share in shares]
+        parts[name] = [index[share] for share in dealt]
     return Hospitals(split, **parts)
+
+
+def partition_shares(config: ExperimentConfig, num_classes: int) -> np.ndarray | None:
+    """The partition's shares [K, C], drawn once for the run's train, validation and test parts; None for even ones.
+
+    Raises:
+      PartitionError: a partition that cannot be.
+    """
+    rng = seeding.generator(config.seed, "partition", config.num_clients, "shares")
+    size = {"num_classes": num_classes, "num_clients": config.num_clients}
+    if config.partition == "dirichlet":
+        return dirichlet_shares(**size, alpha=config.dirichlet_alpha, rng=rng)
+    if config.partition == "pathological":
+        return pathological_shares(**size, classes_per_client=config.classes_per_client, rng=rng)
+    if config.partition == "quantity":
+        return quantity_shares(**size, alpha=config.quantity_alpha, rng=rng)
+    return None
+
+
+def as_taken(dataset: ImageDataset, hospitals: Hospitals, config: ExperimentConfig) -> ImageDataset:
+    """The data set as the hospitals' scanners show it; itself, unless the partition is "feature".
+
+    Each hospital has a made-up scanner (`phantoms.draw_scanners`) that changes tone, sharpness and noise of all its
+    images, whatever their class.
+    """
+    if config.partition != "feature":
+        return dataset
+    owner = np.zeros(len(dataset), np.int64)
+    for parts in (hospitals.train, hospitals.validation, hospitals.test):
+        for client, index in enumerate(parts):
+            owner[index] = client
+    scanners = phantoms.draw_scanners(config.num_clients, rng=seeding.generator(config.seed, "scanners"))
+    noise = seeding.generator(config.seed, "scanner_noise")
+    return dataclasses.replace(dataset, images=phantoms.scan(dataset.images, owner, profiles=scanners, rng=noise))
+
+
+def pooled(hospitals: Hospitals) -> Hospitals:
+    """The same images in one place."""
+    split = hospitals.split
+    return Hospitals(split, [split.train], [split.validation], [split.test])
 
 
 def _natural(dataset: ImageDataset, config: ExperimentConfig, split: Split) -> Hospitals:

@@ -13,7 +13,7 @@ from fl_utils import paths, records
 from fl_utils.config import ExperimentConfig
 from fl_utils.data.load import load_dataset
 from fl_utils.data.types import DataError, ImageDataset
-from fl_utils.experiments.hospitals import Hospitals, share_out
+from fl_utils.experiments.hospitals import Hospitals, as_taken, pooled, share_out
 from fl_utils.records import RunRecord
 
 
@@ -29,7 +29,8 @@ def _dataset(data_root: Path, name: str, image_size_px: int, num_images: int | N
 
 
 def run(
-    config: ExperimentConfig, *, experiment: str, progress: bool = True, checkpoint_interval_s: float = 20.0
+    config: ExperimentConfig, *, experiment: str, progress: bool = True, checkpoint_interval_s: float = 20.0,
+    facts: dict | None = None,
 ) -> RunRecord:
     """The record of a configuration: loaded if it exists, otherwise trained and written.
 
@@ -41,6 +42,7 @@ def run(
       experiment: folder of the record below `results/runs/` (or `results/<profile>/runs/`).
       progress: show a bar with rounds, time left and the validation accuracy.
       checkpoint_interval_s: time between saves of an unfinished run; 0 saves after each round.
+      facts: further facts for the record's environment.json, e.g. how the learning rate was chosen.
     Raises:
       DataError: there is no such record, and the images are not at hand to train it.
       TrainingError, CacheError, EngineError, RecordError: see there.
@@ -60,16 +62,20 @@ def run(
             f"There is no record of {records.run_id(config, dataset.fingerprint)} in {root}, and this command does "
             f"not train. Run `make reproduce PROFILE={config.profile}` to train it."
         )
-    return record or _train(config, dataset, root, progress, checkpoint_interval_s)
+    return record or _train(config, dataset, root, progress, checkpoint_interval_s, facts or {})
 
 
 def _train(
-    config: ExperimentConfig, dataset: ImageDataset, root: Path, progress: bool, checkpoint_interval_s: float
+    config: ExperimentConfig, dataset: ImageDataset, root: Path, progress: bool, checkpoint_interval_s: float,
+    facts: dict,
 ) -> RunRecord:
     # TensorFlow is loaded only when something is trained: figures are redrawn without it.
     from fl_utils.experiments.training import train_hospital_models
 
     hospitals = share_out(dataset, config)
+    dataset = as_taken(dataset, hospitals, config)
+    if config.method == "centralized":
+        hospitals = pooled(hospitals)
     name = records.run_id(config, dataset.fingerprint)
     checkpoints = paths.checkpoints_root() / name
     models = config.num_clients if config.method == "local" else 1
@@ -99,7 +105,7 @@ def _train(
         metrics=pd.concat([metrics, pd.DataFrame(final, columns=records.METRIC_COLUMNS)], ignore_index=True),
         predictions=pd.concat(predictions, ignore_index=True),
         duration_s=duration_s,
-        facts=_facts(dataset, hospitals, results),
+        facts=_facts(dataset, hospitals, results) | facts,
     )
     _keep_weights(name, results)
     for path in checkpoints.glob("*.npz"):

@@ -1,9 +1,12 @@
 """Sets up the learners of a configuration: the only room where the methods differ."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import tensorflow as tf
 
 from fl_utils import paths, seeding
 from fl_utils.config import ExperimentConfig
@@ -12,8 +15,9 @@ from fl_utils.data.types import ImageDataset
 from fl_utils.experiments.hospitals import Hospitals
 from fl_utils.learning.centralized import CentralizedLearner
 from fl_utils.learning.client_files import write_client_files
-from fl_utils.learning.local import LocalSettings, class_weights
-from fl_utils.learning.rounds import Judge, TrainingResult, View, run_rounds
+from fl_utils.learning.client_updates import norm_positions
+from fl_utils.learning.local import LocalSettings, LocalTrainer, class_weights
+from fl_utils.learning.rounds import Judge, PersonalJudge, TrainingResult, View, run_rounds
 from fl_utils.models.classifiers import build_model
 
 Result = tuple[str, TrainingResult, np.ndarray]
@@ -35,7 +39,7 @@ def train_hospital_models(
       dataset: its images.
       hospitals: who holds which.
       checkpoints: folder for the states of unfinished models.
-      on_round: called after each round with the validation metrics.
+      on_round: called after each round with the validation metrics (see `run_rounds`).
       checkpoint_interval_s: time between saves.
     Returns:
       For each model (client name, training result, class probabilities float32 [N, K] of the
@@ -54,11 +58,9 @@ def train_hospital_models(
 def _train_one(
     config, dataset, hospitals: Hospitals, name: str, checkpoint: Path, on_round, checkpoint_interval_s: float
 ) -> Result:
-    judge = Judge(_new_model(config, dataset), dataset.images, dataset.labels, _views(hospitals, name, config))
+    judge = _judge(config, dataset, hospitals, name)
     done_before = 0
-    learner = _federated(config, dataset, hospitals) if config.method == "fedavg" else _alone(
-        config, dataset, hospitals, name
-    )
+    learner = (_federated if config.federated else _alone)(config, dataset, hospitals, name)
 
     def report(round_num: int, values: dict[str, float]) -> None:
         nonlocal done_before
@@ -70,7 +72,44 @@ def _train_one(
         learner, judge, total_rounds=config.total_rounds, checkpoint=checkpoint,
         checkpoint_interval_s=checkpoint_interval_s, on_round=report,
     )
+    if config.method == "finetuned":
+        return name, *_fine_tuned(config, dataset, hospitals, judge, result)
     return name, result, judge.predict(result.best_weights)
+
+
+def _judge(config, dataset: ImageDataset, hospitals: Hospitals, name: str) -> Judge:
+    model, views = _new_model(config, dataset), _views(hospitals, name, config)
+    if config.method != "local_norm":
+        return Judge(model, dataset.images, dataset.labels, views)
+    holdings = [np.concatenate(parts) for parts in zip(hospitals.validation, hospitals.test, strict=True)]
+    home = norm_positions(LocalTrainer(model, _settings(config)))
+    return PersonalJudge(model, dataset.images, dataset.labels, views, holdings, home)
+
+
+def _fine_tuned(config, dataset: ImageDataset, hospitals: Hospitals, judge: Judge, result: TrainingResult):
+    """Each hospital goes on from the selected common model on its own images; it counts as one more round.
+
+    Every image is then judged by the model of the hospital that holds it. The kept weights are the common ones.
+    """
+    settings = dataclasses.replace(_settings(config), epochs=config.personal_epochs)
+    trainer = LocalTrainer(_new_model(config, dataset), settings)
+    weights = _class_weights(config, dataset, np.concatenate(hospitals.train))
+    probabilities = np.zeros((len(dataset), dataset.num_classes), np.float32)
+    for client in range(config.num_clients):
+        trainer.set_weights(result.best_weights)
+        trainer.reset_momentum()
+        own, seed = hospitals.train[client], seeding.tf_seed(config.seed, "fine_tuning", client)
+        trainer.run(
+            tf.constant(dataset.images[own]), tf.constant(dataset.labels[own], tf.int32), tf.constant(weights),
+            tf.constant(seed),
+        )
+        held = np.concatenate([hospitals.validation[client], hospitals.test[client]])
+        if len(held):
+            probabilities[held] = judge.predict([weight.numpy() for weight in trainer.weights])[held]
+    scored, _ = judge.score_predictions(probabilities)
+    last = config.total_rounds + 1
+    rows = pd.DataFrame([(last, *row) for row in scored], columns=result.rows.columns)
+    return TrainingResult(pd.concat([result.rows, rows], ignore_index=True), last, result.best_weights), probabilities
 
 
 def _new_model(config: ExperimentConfig, dataset: ImageDataset):
@@ -86,6 +125,8 @@ def _settings(config: ExperimentConfig) -> LocalSettings:
         learning_rate=config.client_learning_rate,
         momentum=config.client_momentum,
         augment=_augmentation(config),
+        proximal_strength=config.proximal_strength,
+        norm_statistics=config.norm_statistics if config.model == "norm_cnn_batch" else None,
     )
 
 
@@ -98,47 +139,56 @@ def _views(hospitals: Hospitals, name: str, config: ExperimentConfig) -> list[Vi
     split = hospitals.split
     if config.method == "local":
         client = int(name)
-        return [
+        views = [
             View(name, "validation", hospitals.validation[client]),
             View(name, "test", split.test),
             View(name, "own_test", hospitals.test[client]),
         ]
-    views = [View("all", "validation", split.validation), View("all", "test", split.test)]
-    if config.method == "fedavg":
-        for client in range(config.num_clients):
-            views.append(View(str(client), "validation", hospitals.validation[client]))
-            views.append(View(str(client), "own_test", hospitals.test[client]))
-    return views
+    else:
+        views = [View("all", "validation", split.validation), View("all", "test", split.test)]
+        if config.federated:
+            for client in range(config.num_clients):
+                views.append(View(str(client), "validation", hospitals.validation[client]))
+                views.append(View(str(client), "own_test", hospitals.test[client]))
+    # A small hospital may hold no test image of its own.
+    return [view for view in views if len(view.index)]
 
 
 def _alone(config, dataset: ImageDataset, hospitals: Hospitals, name: str) -> CentralizedLearner:
     index = hospitals.train[0 if name == "all" else int(name)]
-    labels = dataset.labels[index]
-    weights = class_weights(labels, dataset.num_classes, enabled=config.class_weighting)
     return CentralizedLearner(
-        _new_model(config, dataset), _settings(config), dataset.images[index], labels, weights,
-        seed=config.seed, client=name,
+        _new_model(config, dataset), _settings(config), dataset.images[index], dataset.labels[index],
+        _class_weights(config, dataset, index), seed=config.seed, client=name,
     )
 
 
-def _federated(config, dataset: ImageDataset, hospitals: Hospitals):
+def _federated(config, dataset: ImageDataset, hospitals: Hospitals, name: str):
     # TFF takes seconds to import; only a federated run needs it.
-    from fl_utils.learning.algorithms import build_federated_averaging
-    from fl_utils.learning.federated import FederatedLearner
+    from fl_utils.learning.algorithms import ServerSettings, algorithm_named
+    from fl_utils.learning.federated import FederatedLearner, PersonalLearner
+    from fl_utils.learning.process import build_process, initial_client_state
 
-    # The hospitals add up their class counts once, so that all weigh the classes alike.
-    labels = dataset.labels[np.concatenate(hospitals.train)]
-    weights = class_weights(labels, dataset.num_classes, enabled=config.class_weighting)
-    process = build_federated_averaging(
-        lambda: _new_model(config, dataset),
-        _settings(config),
-        cohort_size=config.cohort_size,
-        server_learning_rate=config.server_learning_rate,
+    algorithm, settings = algorithm_named(config.method), _settings(config)
+    everything = np.concatenate(hospitals.train)
+    server = ServerSettings(config.server_learning_rate, config.server_momentum, num_examples=len(everything))
+
+    def new_model():
+        return _new_model(config, dataset)
+
+    learner = PersonalLearner if config.method == "local_norm" else FederatedLearner
+    return learner(
+        build_process(algorithm, new_model, settings, server),
+        write_client_files(paths.cache_root() / "clients", dataset.images, dataset.labels, hospitals.train),
+        # The hospitals add up their class counts once, so that all weigh the classes alike.
+        _class_weights(config, dataset, everything),
+        clients_per_round=config.cohort_size,
+        seed=config.seed,
+        client_state=initial_client_state(algorithm, new_model, settings),
     )
-    files = write_client_files(paths.cache_root() / "clients", dataset.images, dataset.labels, hospitals.train)
-    return FederatedLearner(
-        process, files, weights, clients_per_round=config.cohort_size, seed=config.seed
-    )
+
+
+def _class_weights(config, dataset: ImageDataset, index: np.ndarray) -> np.ndarray:
+    return class_weights(dataset.labels[index], dataset.num_classes, enabled=config.class_weighting)
 
 
 def _augmentation(config: ExperimentConfig) -> str:

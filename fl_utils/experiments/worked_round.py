@@ -41,10 +41,11 @@ def worked_round(
     import tensorflow as tf
 
     from fl_utils.learning import reference
-    from fl_utils.learning.algorithms import build_federated_averaging
+    from fl_utils.learning.algorithms import FEDAVG
     from fl_utils.learning.client_files import write_client_files
     from fl_utils.learning.federated import FederatedLearner
     from fl_utils.learning.local import LocalSettings, example_order
+    from fl_utils.learning.process import build_process
     from fl_utils.models.classifiers import build_softmax_regression
 
     if sum(sizes) > len(dataset):
@@ -54,10 +55,10 @@ def worked_round(
     shape, num_classes = dataset.images.shape[1:], dataset.num_classes
     ones = np.ones(num_classes, np.float32)
 
-    process = build_federated_averaging(
+    process = build_process(
+        FEDAVG,
         lambda: build_softmax_regression(shape, num_classes),
         LocalSettings(batch_size=batch_size, learning_rate=learning_rate, momentum=0.0),
-        cohort_size=len(sizes),
     )
     files = write_client_files(paths.cache_root() / "clients", dataset.images, dataset.labels, parts)
     learner = FederatedLearner(process, files, ones, clients_per_round=len(sizes), seed=seed)

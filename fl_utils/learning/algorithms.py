@@ -1,140 +1,143 @@
-"""Federated algorithms as TFF processes, each a few lines that read as the paper's pseudo-code.
+"""The federated algorithms, one registry: what a client computes, what the server does with the mean.
 
-A process is built from four parts: the client update (plain TensorFlow, `learning.local`), how
-updates are aggregated (a TFF aggregation factory), how the server applies them (a TFF finalizer),
-and how clients find their data. A client is given the *name* of its data, not the data: its
-files are read inside the graph, so a round sends a few bytes a client to TFF's worker.
+An entry reads as the paper's pseudo-code in two parts: the client's in `client_updates`, the server's optimizer (TFF's)
+here. `process.build_process` puts them together. Clients count by their number of examples everywhere, also in
+algorithms whose papers take all clients as equal: so all minimise the same loss, that of the pooled data.
 """
 
-import collections
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
-import keras
-import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from fl_utils.learning.local import LocalSettings, LocalTrainer, local_update
+from fl_utils.learning import client_updates
+from fl_utils.learning.client_updates import ClientResult, ClientTask
+from fl_utils.learning.local import LocalTrainer
 
 
-REPORT_COLUMNS = ("num_examples", "train_loss", "update_norm")
+@dataclasses.dataclass(frozen=True)
+class ServerSettings:
+    """The server's step.
 
-
-def client_input(position: int, data: str, seed: np.ndarray, class_weights: np.ndarray) -> collections.OrderedDict:
-    """What one client is handed in a round.
-
-    Args:
-      position: the client's place in the cohort, 0..cohort_size-1.
-      data: path prefix written by `client_files.write_client_files`.
-      seed: int32 [2], the client's seed of this round.
-      class_weights: float32 [K].
+    Attributes:
+      learning_rate: of the server's optimizer; 1.0 is plain averaging.
+      momentum: of FedAvgM and Mime-lite.
+      num_examples: of all hospitals together; SCAFFOLD needs it where only some take part in a round.
     """
-    return collections.OrderedDict(position=position, data=data, seed=seed, class_weights=class_weights)
+
+    learning_rate: float = 1.0
+    momentum: float = 0.0
+    num_examples: int | None = None
 
 
-def read_client_files(data: tf.Tensor, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Reads, inside the graph, what `client_files.write_client_files` wrote.
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """One federated algorithm.
 
-    Returns:
-      (images uint8 [N, H, W, C], labels int32 [N]).
+    Attributes:
+      label: a reader's name.
+      source: the paper.
+      client_update: (trainer, task, server settings) -> ClientResult.
+      server_optimizer: server settings -> TFF optimizer that takes the mean change as a gradient.
+      next_broadcast: (what was broadcast beside the weights, mean message of the clients, their number of examples,
+        server settings) -> what is broadcast next; None where only weights are. It starts at zero.
+      client_state: trainer with the initial weights -> what a client holds at first; None where clients keep nothing.
+      personal: a hospital's own model differs from the common one.
     """
-    images = tf.io.decode_raw(tf.io.read_file(data + ".images"), tf.uint8)
-    labels = tf.io.decode_raw(tf.io.read_file(data + ".labels"), tf.int32)
-    return tf.reshape(images, [-1, *image_shape]), labels
+
+    label: str
+    source: str
+    client_update: Callable[[LocalTrainer, ClientTask, ServerSettings], ClientResult]
+    server_optimizer: Callable[[ServerSettings], tff.learning.optimizers.Optimizer]
+    next_broadcast: Callable[[Sequence, Sequence, tf.Tensor, ServerSettings], Sequence] | None = None
+    client_state: Callable[[LocalTrainer], Sequence] | None = None
+    personal: bool = False
 
 
-def build_federated_averaging(
-    build_model: Callable[[], keras.Model],
-    settings: LocalSettings,
-    *,
-    cohort_size: int,
-    server_learning_rate: float = 1.0,
-    aggregator: tff.aggregators.WeightedAggregationFactory | None = None,
-) -> tff.templates.IterativeProcess:
-    """FedAvg: clients train locally, the server averages their changes by number of examples.
+def _sgd(server: ServerSettings):
+    return tff.learning.optimizers.build_sgdm(server.learning_rate)
 
-    Args:
-      build_model: gives a new model with the initial weights; called inside TFF's graphs.
-      settings: the clients' training.
-      cohort_size: clients in a round.
-      server_learning_rate: 1.0 is plain averaging.
-      aggregator: how updates are averaged; default `tff.aggregators.MeanFactory()`.
-    Returns:
-      An iterative process: `initialize()` gives the server's state (keys global_model_weights,
-      aggregator, finalizer), `next(state, clients)` takes a list of `client_input` and gives
-      (state, float32 [cohort_size, 3] with REPORT_COLUMNS of each client by position).
-    Source: McMahan et al. 2017, arXiv:1602.05629, Algorithm 1; server step as in Reddi et al.
-      2021, arXiv:2003.00295, Algorithm 1 with SGD.
+
+def _sgd_with_momentum(server: ServerSettings):
+    return tff.learning.optimizers.build_sgdm(server.learning_rate, server.momentum)
+
+
+# Reddi et al. set beta_1 = 0.9, beta_2 = 0.99 and the adaptivity tau = 0.001. TFF's optimizers also correct the bias
+# of the first rounds, as Kingma and Ba do and Reddi et al. do not.
+def _adam(server: ServerSettings):
+    return tff.learning.optimizers.build_adam(server.learning_rate, beta_1=0.9, beta_2=0.99, epsilon=1e-3)
+
+
+def _yogi(server: ServerSettings):
+    return tff.learning.optimizers.build_yogi(
+        server.learning_rate, beta_1=0.9, beta_2=0.99, epsilon=1e-3, initial_preconditioner_value=1e-6
+    )
+
+
+def _adagrad(server: ServerSettings):
+    return tff.learning.optimizers.build_adagrad(server.learning_rate, initial_preconditioner_value=1e-6, epsilon=1e-3)
+
+
+def _averaging(trainer: LocalTrainer, task: ClientTask, server: ServerSettings) -> ClientResult:
+    return client_updates.averaging(trainer, task)
+
+
+def _mean_of_control_variates(control, mean_change, num_examples, server: ServerSettings):
+    """c <- c + (n_cohort / n) mean change: c stays the mean of all c_i, weighted by examples."""
+    share = num_examples / float(server.num_examples) if server.num_examples else 1.0
+    return [c + share * change for c, change in zip(control, mean_change, strict=True)]
+
+
+def _momentum(accumulator, mean_gradient, num_examples, server: ServerSettings):
+    return [server.momentum * a + g for a, g in zip(accumulator, mean_gradient, strict=True)]
+
+
+FEDAVG = Algorithm("FedAvg", "McMahan et al. 2017, arXiv:1602.05629", _averaging, _sgd)
+ADAPTIVE = "Reddi et al. 2021, arXiv:2003.00295, Algorithm 2"
+ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
+    {
+        "fedsgd": Algorithm(
+            "FedSGD", "McMahan et al. 2017, arXiv:1602.05629",
+            lambda trainer, task, server: client_updates.gradient(trainer, task), _sgd,
+        ),
+        "fedavg": FEDAVG,
+        # The proximal term is in the clients' settings.
+        "fedprox": Algorithm("FedProx", "Li et al. 2020, arXiv:1812.06127", _averaging, _sgd),
+        "fedavgm": Algorithm("FedAvgM", "Hsu et al. 2019, arXiv:1909.06335", _averaging, _sgd_with_momentum),
+        "fedadam": Algorithm("FedAdam", ADAPTIVE, _averaging, _adam),
+        "fedyogi": Algorithm("FedYogi", ADAPTIVE, _averaging, _yogi),
+        "fedadagrad": Algorithm("FedAdagrad", ADAPTIVE, _averaging, _adagrad),
+        "mimelite": Algorithm(
+            "Mime-lite", "Karimireddy et al. 2021, arXiv:2008.03606",
+            lambda trainer, task, server: client_updates.mime_lite(trainer, task, server.momentum), _sgd,
+            next_broadcast=_momentum,
+        ),
+        "scaffold": Algorithm(
+            "SCAFFOLD", "Karimireddy et al. 2020, arXiv:1910.06378",
+            lambda trainer, task, server: client_updates.scaffold(trainer, task), _sgd,
+            next_broadcast=_mean_of_control_variates,
+            client_state=lambda trainer: [tf.zeros(variable.shape) for variable in trainer.variables],
+        ),
+        # FedAvg first; the fine-tuning at each hospital follows the last round.
+        "finetuned": Algorithm("FedAvg, fine-tuned", "Yu et al. 2020, arXiv:2002.04758", _averaging, _sgd, personal=True),
+        "local_norm": Algorithm(
+            "Norm layers at home", "FedBN: Li et al. 2021, arXiv:2102.07623",
+            lambda trainer, task, server: client_updates.local_norm(trainer, task), _sgd,
+            client_state=lambda trainer: [trainer.weights[i] for i in client_updates.norm_positions(trainer)],
+            personal=True,
+        ),
+    }
+)
+
+
+def algorithm_named(name: str) -> Algorithm:
+    """A registered algorithm.
+
+    Raises:
+      ValueError: there is none of that name.
     """
-    model = build_model()
-    image_shape, num_classes = tuple(model.input_shape[1:]), model.output_shape[-1]
-    initial = [weight.numpy() for weight in model.trainable_weights]
-    weights_type = tff.types.to_type([(weight.dtype.type, weight.shape) for weight in initial])
-    client_type = tff.types.to_type(client_input(np.int32, np.str_, (np.int32, [2]), (np.float32, [num_classes])))
-
-    aggregation = (aggregator or tff.aggregators.MeanFactory()).create(weights_type, tff.TensorType(np.float32))
-    finalizer = tff.learning.templates.build_apply_optimizer_finalizer(
-        tff.learning.optimizers.build_sgdm(server_learning_rate),
-        tff.types.to_type(tff.learning.models.ModelWeights(weights_type, ())),
-    )
-
-    @tff.tensorflow.computation
-    def initial_weights():
-        return [tf.constant(weight) for weight in initial]
-
-    @tff.tensorflow.computation(weights_type, client_type)
-    def client_update(weights, client):
-        # Built here so that its variables belong to the computation.
-        trainer = LocalTrainer(build_model(), settings)
-
-        @tf.function
-        def update(weights, client):
-            images, labels = read_client_files(client["data"], image_shape)
-            return local_update(trainer, weights, images, labels, client["class_weights"], client["seed"])
-
-        delta, num_examples, loss = update(list(weights), client)
-        # TFF has no way to collect values, but a sum of one-row matrices is the table of all rows.
-        row = tf.stack([num_examples, loss, tf.linalg.global_norm(delta)])
-        report = tf.one_hot(client["position"], cohort_size)[:, None] * row
-        return collections.OrderedDict(delta=delta, num_examples=num_examples, report=report)
-
-    # TFF traces in a TF1 graph, where Keras swaps the base classes of its layers for all models,
-    # those outside too. Building a model out here swaps them back.
-    build_model()
-
-    @tff.federated_computation
-    def initialize():
-        weights = tff.federated_eval(initial_weights, tff.SERVER)
-        return tff.federated_zip(
-            collections.OrderedDict(
-                global_model_weights=weights, aggregator=aggregation.initialize(), finalizer=finalizer.initialize()
-            )
-        )
-
-    as_model_weights = tff.tensorflow.computation(
-        lambda weights: tff.learning.models.ModelWeights(weights, ()), weights_type
-    )
-    trainable = tff.tensorflow.computation(
-        lambda weights: weights.trainable, tff.learning.models.ModelWeights(weights_type, ())
-    )
-
-    @tff.federated_computation(
-        initialize.type_signature.result, tff.FederatedType(client_type, tff.CLIENTS)
-    )
-    def next_round(state, clients):
-        weights = tff.federated_broadcast(state.global_model_weights)
-        updates = tff.federated_map(client_update, (weights, clients))
-        mean_delta = aggregation.next(state.aggregator, updates.delta, updates.num_examples)
-        server = finalizer.next(
-            state.finalizer, tff.federated_map(as_model_weights, state.global_model_weights), mean_delta.result
-        )
-        new_state = tff.federated_zip(
-            collections.OrderedDict(
-                global_model_weights=tff.federated_map(trainable, server.result),
-                aggregator=mean_delta.state,
-                finalizer=server.state,
-            )
-        )
-        return new_state, tff.federated_sum(updates.report)
-
-    return tff.templates.IterativeProcess(initialize, next_round)
+    if name not in ALGORITHMS:
+        raise ValueError(f"Algorithm {name!r} is not known; expected one of {', '.join(ALGORITHMS)}.")
+    return ALGORITHMS[name]

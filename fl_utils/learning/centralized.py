@@ -38,11 +38,11 @@ class CentralizedLearner:
         return {self._client: float(self._trainer.run(*self._data, seed))}
 
     def weights(self) -> list[np.ndarray]:
-        return [variable.numpy() for variable in self._trainer.variables]
+        return [variable.numpy() for variable in self._trainer.weights]
 
     def state(self) -> list[np.ndarray]:
         return self.weights() + [momentum.numpy() for momentum in self._trainer.momenta]
 
     def restore(self, state: Sequence[np.ndarray]) -> None:
-        for variable, value in zip(self._trainer.variables + self._trainer.momenta, state, strict=True):
+        for variable, value in zip(self._trainer.weights + self._trainer.momenta, state, strict=True):
             variable.assign(value)

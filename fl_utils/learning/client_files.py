@@ -25,7 +25,7 @@ def write_client_files(
       labels: int [N].
       parts: index arrays, one a client.
     Returns:
-      One path prefix a client for `algorithms.client_input`.
+      One path prefix a client for `process.client_input`.
     Raises:
       ValueError: a client without examples, or images that are not uint8.
       CacheError: the disk is full or the folder cannot be written; no half file is left.

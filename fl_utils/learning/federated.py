@@ -7,29 +7,32 @@ import tensorflow_federated as tff
 
 from fl_utils import seeding
 from fl_utils.learning import engine
-from fl_utils.learning.algorithms import client_input
+from fl_utils.learning.process import client_input
 
 
 class FederatedLearner:
     """Runs a federated process round by round. See `rounds.Learner`.
 
     Args:
-      process: of `learning.algorithms`; built for cohorts of `clients_per_round`.
+      process: of `process.build_process`.
       client_data: one path prefix a client, of `client_files.write_client_files`.
       class_weights: float32 [K], the same for all clients.
       clients_per_round: size of the cohort.
       seed: root seed of the run.
+      client_state: what each client holds before its first round (`process.initial_client_state`), or None.
     """
 
     def __init__(
         self, process: tff.templates.IterativeProcess, client_data: Sequence[str], class_weights: np.ndarray,
-        *, clients_per_round: int, seed: int,
+        *, clients_per_round: int, seed: int, client_state: Sequence[np.ndarray] | None = None,
     ):
         engine.ensure_started()
         self._process, self._client_data, self._class_weights = process, list(client_data), class_weights
         self._clients_per_round, self._seed = clients_per_round, seed
         self._state = process.initialize()
-        #: float32 [cohort, 3]: `algorithms.REPORT_COLUMNS` of the last round.
+        #: What each client keeps between rounds: a list of arrays a client, or None.
+        self.client_states = None if client_state is None else [list(client_state) for _ in self._client_data]
+        #: float32 [cohort, 3]: `process.REPORT_COLUMNS` of the last round.
         self.last_report = None
 
     def do_round(self, round_num: int) -> dict[str, float]:
@@ -38,24 +41,40 @@ class FederatedLearner:
         )
         clients = [
             client_input(
-                position,
                 self._client_data[client],
                 seeding.tf_seed(self._seed, "batch_order", str(client), round_num),
                 self._class_weights,
+                self.client_states and self.client_states[client],
             )
-            for position, client in enumerate(cohort)
+            for client in cohort
         ]
-        self._state, self.last_report = self._process.next(self._state, clients)
+        self._state, outputs = self._process.next(self._state, clients)
+        self.last_report = np.stack([output["report"] for output in outputs])
+        if self.client_states:
+            for client, output in zip(cohort, outputs, strict=True):
+                self.client_states[client] = [np.asarray(part) for part in output["state"]]
         return {str(client): float(loss) for client, loss in zip(cohort, self.last_report[:, 1], strict=True)}
 
     def weights(self) -> list[np.ndarray]:
         return [np.asarray(weight) for weight in self._state["global_model_weights"]]
 
     def state(self) -> list[np.ndarray]:
-        return [np.asarray(leaf) for leaf in tff.structure.flatten(self._as_struct())]
+        server = [np.asarray(leaf) for leaf in tff.structure.flatten(self._as_struct())]
+        return server + [part for state in self.client_states or () for part in state]
 
     def restore(self, state: Sequence[np.ndarray]) -> None:
-        self._state = tff.structure.pack_sequence_as(self._as_struct(), list(state))
+        num_server = len(tff.structure.flatten(self._as_struct()))
+        self._state = tff.structure.pack_sequence_as(self._as_struct(), list(state[:num_server]))
+        if self.client_states:
+            kept, size = list(state[num_server:]), len(self.client_states[0])
+            self.client_states = [kept[i : i + size] for i in range(0, len(kept), size)]
 
     def _as_struct(self):
         return tff.structure.from_container(self._state, recursive=True)
+
+
+class PersonalLearner(FederatedLearner):
+    """A federation whose hospitals keep a part of the model; `weights` holds all parts, for `rounds.PersonalJudge`."""
+
+    def weights(self) -> list[np.ndarray]:
+        return super().weights() + [part for state in self.client_states for part in state]

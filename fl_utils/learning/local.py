@@ -24,6 +24,9 @@ class LocalSettings:
       learning_rate: of SGD.
       momentum: of SGD, classical form v <- m v + g; w <- w - lr v.
       augment: the augmentation's name: "none", "shift_rotate" or "shift_rotate_flip".
+      proximal_strength: mu of FedProx: mu (w - w_start) is added to each gradient. Li et al. 2020, arXiv:1812.06127.
+      norm_statistics: what becomes of BatchNorm's running statistics, which no gradient trains: "averaged" (they are
+        weights like others) or "dropped" (each round starts at the initial ones, as in TFF). None refuses such models.
     """
 
     batch_size: int = 32
@@ -31,6 +34,8 @@ class LocalSettings:
     learning_rate: float = 0.05
     momentum: float = 0.9
     augment: str = "none"
+    proximal_strength: float = 0.0
+    norm_statistics: str | None = None
 
 
 def augment_batch(images: tf.Tensor, seed: tf.Tensor, kind: str) -> tf.Tensor:
@@ -87,25 +92,35 @@ class LocalTrainer:
     """Runs passes of SGD on one model; the model's variables are the working memory.
 
     Args:
-      model: a Keras model that gives logits and has trainable weights only.
+      model: a Keras model that gives logits.
       settings: how to train.
+    Attributes:
+      variables: what gradients train.
+      weights: what travels: the variables, and BatchNorm statistics where they are averaged.
     Raises:
-      ValueError: the model has weights that SGD does not train (BatchNorm statistics).
+      ValueError: the model has weights that SGD does not train (BatchNorm statistics), and the settings do not say
+        what becomes of them.
     """
 
     def __init__(self, model: keras.Model, settings: LocalSettings):
-        if model.non_trainable_weights:
+        if model.non_trainable_weights and settings.norm_statistics is None:
             names = ", ".join(weight.name for weight in model.non_trainable_weights[:4])
             raise ValueError(
                 f"The model has weights that are not trained by gradients ({names}). Averaging or dropping "
-                "BatchNorm statistics silently changes the result; use GroupNorm."
+                "BatchNorm statistics silently changes the result; use GroupNorm, or set norm_statistics."
             )
         self.model, self.settings = model, settings
         self.variables = model.trainable_variables
+        self.weights = travelling_weights(model, settings)
+        # Statistics that do not travel go back to where they started, mean 0 and variance 1, in every round.
+        dropped = settings.norm_statistics == "dropped"
+        self._dropped = [(v, 1.0 if "variance" in v.name else 0.0) for v in model.non_trainable_variables if dropped]
         self.momenta = [tf.Variable(tf.zeros(v.shape), trainable=False) for v in self.variables]
 
     @tf.function(reduce_retracing=True)
-    def run(self, images: tf.Tensor, labels: tf.Tensor, class_weights: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def run(
+        self, images: tf.Tensor, labels: tf.Tensor, class_weights: tf.Tensor, seed: tf.Tensor, correction=()
+    ) -> tf.Tensor:
         """`settings.epochs` passes from the variables' present values.
 
         Args:
@@ -113,11 +128,14 @@ class LocalTrainer:
           labels: int32 [N], classes 0..K-1.
           class_weights: float32 [K], the weight of each class in the loss.
           seed: int32 [2]; the only source of randomness.
+          correction: one tensor a variable that is added to every gradient (control variates, fixed momentum), or ().
         Returns:
           The weighted training loss, float32 scalar: mean over all examples seen.
         """
         num_examples, batch_size = tf.shape(labels)[0], self.settings.batch_size
         total = tf.constant(0.0)
+        mu = self.settings.proximal_strength
+        start_weights = [tf.identity(variable) for variable in self.variables] if mu else ()
         for epoch in tf.range(self.settings.epochs):
             epoch_seed = tf.random.experimental.stateless_fold_in(seed, epoch)
             order = example_order(num_examples, epoch_seed)
@@ -126,16 +144,48 @@ class LocalTrainer:
                 batch = tf.cast(tf.gather(images, index), tf.float32) / 255.0
                 batch_seed = tf.random.experimental.stateless_fold_in(epoch_seed, start + 1)
                 batch = augment_batch(batch, batch_seed, self.settings.augment)
-                loss = self._step(batch, tf.gather(labels, index), class_weights)
+                loss = self._step(batch, tf.gather(labels, index), class_weights, correction, start_weights)
                 total += loss * tf.cast(tf.size(index), tf.float32)
         return total / tf.cast(num_examples * self.settings.epochs, tf.float32)
 
-    def _step(self, images, labels, class_weights):
+    def num_steps(self, num_examples: tf.Tensor) -> tf.Tensor:
+        """Gradient steps of one `run`, int32."""
+        batches = -(-num_examples // self.settings.batch_size)
+        return self.settings.epochs * batches
+
+    @tf.function(reduce_retracing=True)
+    def full_gradient(self, images, labels, class_weights, seed) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """The gradient of the mean loss over all examples at the present weights, and that loss; nothing is changed.
+
+        Args: as in `run`.
+        """
+        num_examples = tf.shape(labels)[0]
+        total, sums = tf.constant(0.0), [tf.zeros(variable.shape) for variable in self.variables]
+        # In batches, for memory; large ones, for speed.
+        for start in tf.range(0, num_examples, 256):
+            end = tf.minimum(start + 256, num_examples)
+            batch = tf.cast(images[start:end], tf.float32) / 255.0
+            batch = augment_batch(batch, tf.random.experimental.stateless_fold_in(seed, start), self.settings.augment)
+            gradients, loss = self._gradient(batch, labels[start:end], class_weights)
+            share = tf.cast(end - start, tf.float32) / tf.cast(num_examples, tf.float32)
+            sums = [s + share * g for s, g in zip(sums, gradients, strict=True)]
+            total += share * loss
+        return sums, total
+
+    def _gradient(self, images, labels, class_weights):
         with tf.GradientTape() as tape:
             logits = self.model(images, training=True)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
             loss = tf.reduce_mean(losses * tf.gather(class_weights, labels))
-        gradients = tape.gradient(loss, self.variables)
+        return tape.gradient(loss, self.variables), loss
+
+    def _step(self, images, labels, class_weights, correction, start_weights):
+        gradients, loss = self._gradient(images, labels, class_weights)
+        if correction:
+            gradients = [g + c for g, c in zip(gradients, correction, strict=True)]
+        if start_weights:
+            mu = self.settings.proximal_strength
+            gradients = [g + mu * (v - w) for g, v, w in zip(gradients, self.variables, start_weights, strict=True)]
         for variable, momentum, gradient in zip(self.variables, self.momenta, gradients, strict=True):
             # One fused pass over the memory; the dense layer alone is 8 MB.
             tf.raw_ops.ResourceApplyMomentum(
@@ -145,9 +195,11 @@ class LocalTrainer:
         return loss
 
     def set_weights(self, weights: Sequence) -> None:
-        """Copies `weights` (one tensor a variable) into the model."""
-        for variable, weight in zip(self.variables, weights, strict=True):
+        """Copies `weights` (one tensor a travelling weight) into the model."""
+        for variable, weight in zip(self.weights, weights, strict=True):
             variable.assign(weight)
+        for variable, initial in self._dropped:
+            variable.assign(tf.fill(variable.shape, initial))
 
     def reset_momentum(self) -> None:
         """Sets the momentum to zero, as at the start of each round at a client."""
@@ -155,25 +207,10 @@ class LocalTrainer:
             momentum.assign(tf.zeros_like(momentum))
 
 
-def local_update(
-    trainer: LocalTrainer, weights: Sequence, images, labels, class_weights, seed
-) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
-    """One client's part of a round: start at the global weights, train, return the change.
-
-    Args:
-      trainer: holds the model.
-      weights: the global model's, one tensor a variable.
-      images, labels, class_weights, seed: as in `LocalTrainer.run`.
-    Returns:
-      (model delta = global - local, one tensor a variable; number of examples, float32; training loss).
-      The sign makes the delta a gradient for the server optimizer.
-    Source: McMahan et al. 2017, arXiv:1602.05629, Algorithm 1, ClientUpdate.
-    """
-    trainer.set_weights(weights)
-    trainer.reset_momentum()
-    loss = trainer.run(images, labels, class_weights, seed)
-    delta = [tf.convert_to_tensor(w) - v for w, v in zip(weights, trainer.variables, strict=True)]
-    return delta, tf.cast(tf.shape(labels)[0], tf.float32), loss
+def travelling_weights(model: keras.Model, settings: LocalSettings) -> list[tf.Variable]:
+    """The weights that hospitals and server exchange; see `LocalTrainer.weights`."""
+    statistics = model.non_trainable_variables if settings.norm_statistics == "averaged" else []
+    return model.trainable_variables + statistics
 
 
 def class_weights(labels: np.ndarray, num_classes: int, *, enabled: bool = True) -> np.ndarray:

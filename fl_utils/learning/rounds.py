@@ -65,15 +65,23 @@ class Judge:
 
     def predict(self, weights: Sequence[np.ndarray]) -> np.ndarray:
         """Class probabilities float32 [N, K]; rows that no view uses are zero."""
-        for variable, weight in zip(self.model.trainable_variables, weights, strict=True):
+        return self._predicted(weights, self._used)
+
+    def _predicted(self, weights: Sequence[np.ndarray], index: np.ndarray) -> np.ndarray:
+        # Statistics that did not travel stay as the model was built with.
+        variables = self.model.trainable_variables + self.model.non_trainable_variables
+        for variable, weight in zip(variables[: len(weights)], weights, strict=True):
             variable.assign(weight)
         probabilities = np.zeros((len(self.images), self.model.output_shape[-1]), np.float32)
-        probabilities[self._used] = self._predict(self.images[self._used])
+        probabilities[index] = self._predict(self.images[index])
         return probabilities
 
     def score(self, weights: Sequence[np.ndarray]) -> tuple[list[tuple], tuple[float, float]]:
         """Rows (client, split, metric, value), and the score that selects: higher is better."""
-        probabilities = self.predict(weights)
+        return self.score_predictions(self.predict(weights))
+
+    def score_predictions(self, probabilities: np.ndarray) -> tuple[list[tuple], tuple[float, float]]:
+        """The same from class probabilities float32 [N, K]."""
         rows, selection = [], None
         for view in self.views:
             values = curve_metrics(self.labels[view.index], probabilities[view.index])
@@ -81,6 +89,33 @@ class Judge:
             selection = selection or (values["balanced_accuracy"], -values["loss"])
             rows += [(view.client, view.split, metric, value) for metric, value in values.items()]
         return rows, selection
+
+
+class PersonalJudge(Judge):
+    """Judges every image by the model of the hospital that holds it: the common weights with its own in their places.
+
+    Args:
+      model, images, labels, views: as in `Judge`.
+      holdings: one index array a hospital: the images that it holds.
+      home: positions of the weights that stay at home.
+    """
+
+    def __init__(self, model, images, labels, views, holdings: Sequence[np.ndarray], home: Sequence[int]):
+        super().__init__(model, images, labels, views)
+        self._holdings, self._home = [np.intersect1d(held, self._used) for held in holdings], list(home)
+
+    def predict(self, weights: Sequence[np.ndarray]) -> np.ndarray:
+        """As `Judge.predict`; `weights` are the common ones, then each hospital's own."""
+        num_own = len(self._home)
+        common, own = weights[: -num_own * len(self._holdings)], weights[-num_own * len(self._holdings) :]
+        probabilities = np.zeros((len(self.images), self.model.output_shape[-1]), np.float32)
+        for client, held in enumerate(self._holdings):
+            model_weights = list(common)
+            for position, weight in zip(self._home, own[client * num_own : (client + 1) * num_own], strict=True):
+                model_weights[position] = weight
+            if len(held):
+                probabilities[held] = self._predicted(model_weights, held)[held]
+        return probabilities
 
 
 @dataclasses.dataclass
@@ -115,7 +150,8 @@ def run_rounds(
       total_rounds: R >= 1.
       checkpoint: file to resume from and to save to; None keeps nothing.
       checkpoint_interval_s: time between saves; a resumed run repeats the rounds since the last one.
-      on_round: called after each round with the round (from 1) and the first view's metrics.
+      on_round: called after each round with the round (from 1) and the first view's metrics; those of the same
+        client's other splits by names such as "test_accuracy". What it raises ends the run.
     Raises:
       TrainingError: a weight or a training loss is not finite; names the round and the clients.
       CacheError: the checkpoint cannot be written.
@@ -136,7 +172,11 @@ def run_rounds(
         rows += [(round_num, *row) for row in scored]
         if score > best_score:
             best_round, best_score, best_weights = round_num, score, weights
-        on_round(round_num, {row[2]: row[3] for row in scored[: len(scored) // len(judge.views)]})
+        first = judge.views[0]
+        on_round(round_num, {
+            metric if split == first.split else f"{split}_{metric}": value
+            for client, split, metric, value in scored if client == first.client
+        })
         if checkpoint and (time.monotonic() - last_save >= checkpoint_interval_s or round_num == total_rounds):
             save_checkpoint(
                 checkpoint, state=learner.state(), best_weights=best_weights, rows=rows,

@@ -12,7 +12,8 @@ import tensorflow_federated as tff
 
 from fl_utils import seeding
 from fl_utils.learning import reference
-from fl_utils.learning.algorithms import REPORT_COLUMNS, build_federated_averaging
+from fl_utils.learning.algorithms import FEDAVG, ServerSettings
+from fl_utils.learning.process import REPORT_COLUMNS, build_process
 from fl_utils.learning.centralized import CentralizedLearner
 from fl_utils.learning.client_files import write_client_files
 from fl_utils.learning.federated import FederatedLearner
@@ -47,7 +48,7 @@ def hospitals(sizes):
 
 def federation(folder, sizes, settings, model=softmax_regression, class_weights=ONES, **options):
     images, labels, parts = hospitals(sizes)
-    process = build_federated_averaging(model, settings, cohort_size=len(sizes), **options)
+    process = build_process(FEDAVG, model, settings, ServerSettings(**options))
     files = write_client_files(folder / "clients", images, labels, parts)
     return FederatedLearner(process, files, class_weights, clients_per_round=len(sizes), seed=SEED)
 
@@ -100,7 +101,7 @@ def test_equals_numpy_over_three_rounds(folders):
 def test_mean_is_by_examples_and_the_server_takes_its_step(folders):
     """One round's result fits neither a mean by batches nor one by clients, nor a full step of the server."""
     settings = LocalSettings(batch_size=4, learning_rate=0.05, momentum=0.0)
-    learner = federation(folders, SIZES, settings, server_learning_rate=0.5)
+    learner = federation(folders, SIZES, settings, learning_rate=0.5)
     start = learner.weights()
     learner.do_round(1)
     deltas = deltas_by_hand(start, SIZES, settings, 1)
@@ -168,7 +169,7 @@ def test_cohort_sampling_trains_only_the_cohort(folders):
     """Two of three clients a round: the mean is over those two, and who they are follows from seed and round."""
     settings = LocalSettings(batch_size=4, learning_rate=0.05, momentum=0.0)
     images, labels, parts = hospitals(SIZES)
-    process = build_federated_averaging(softmax_regression, settings, cohort_size=2)
+    process = build_process(FEDAVG, softmax_regression, settings)
     files = write_client_files(folders / "clients", images, labels, parts)
     learner = FederatedLearner(process, files, ONES, clients_per_round=2, seed=SEED)
     expected, cohorts = learner.weights(), set()

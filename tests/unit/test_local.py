@@ -8,8 +8,9 @@ from scipy import ndimage
 from sklearn.utils.class_weight import compute_class_weight
 
 from fl_utils.learning import local
+from fl_utils.learning.client_updates import ClientTask, averaging
 from fl_utils.learning.local import (
-    LocalSettings, LocalTrainer, augment_batch, class_weights, example_order, local_update, make_predictor,
+    LocalSettings, LocalTrainer, augment_batch, class_weights, example_order, make_predictor,
 )
 from fl_utils.models.classifiers import build_model
 
@@ -218,9 +219,9 @@ def test_a_pass_is_a_pure_function_of_weights_data_and_seed(augment):
     start = [variable.numpy() for variable in trainer.variables]
     deltas = []
     for seed in (SEED, SEED, SEED + 1):
-        delta, num_examples, _ = local_update(trainer, start, *tensors(images, labels, seed=seed))
-        deltas.append([part.numpy() for part in delta])
-        assert float(num_examples) == 11  # examples, not batches, and once, whatever the number of passes
+        result = averaging(trainer, ClientTask(start, *tensors(images, labels, seed=seed)))
+        deltas.append([part.numpy() for part in result.delta])
+        assert float(result.num_examples) == 11  # examples, not batches, and once, whatever the number of passes
     assert all(np.array_equal(a, b) for a, b in zip(deltas[0], deltas[1], strict=True))
     assert any(not np.array_equal(a, b) for a, b in zip(deltas[0], deltas[2], strict=True))
     # The sign: global minus local.

@@ -12,7 +12,7 @@ another size (pixel noise excepted).
 from fl_utils.data.phantoms.brain import BRAIN_CLASSES, generate_brain
 from fl_utils.data.phantoms.chest import CHEST_CLASSES, generate_chest
 from fl_utils.data.phantoms.oct import OCT_CLASSES, generate_oct
-from fl_utils.data.phantoms.scanner import PROFILES, ScannerProfile, scan
+from fl_utils.data.phantoms.scanner import PROFILES, ScannerProfile, draw_scanners, scan
 
 __all__ = [
     "BRAIN_CLASSES",
@@ -20,6 +20,7 @@ __all__ = [
     "OCT_CLASSES",
     "PROFILES",
     "ScannerProfile",
+    "draw_scanners",
     "generate_brain",
     "generate_chest",
     "generate_oct",

@@ -72,6 +72,24 @@ PROFILES: tuple[ScannerProfile, ...] = (
 )
 
 
+def draw_scanners(num_scanners: int, *, rng: np.random.Generator) -> tuple[ScannerProfile, ...]:
+    """Made-up scanners that differ as strongly as PROFILES do, without side markers: feature skew for any images.
+
+    Args:
+      num_scanners: at least 1; fewer are the first of more.
+      rng: the only source of randomness.
+    """
+    check_generator(rng)
+    draws = rng.random((num_scanners, 5))
+    return tuple(
+        ScannerProfile(
+            f"scanner {number + 1}", gain=0.75 + 0.4 * a, gamma=float(np.exp(np.log(2) * (2 * b - 1))),
+            bias_field=0.12 * c, noise=0.04 * d, blur=0.03 * e,
+        )
+        for number, (a, b, c, d, e) in enumerate(draws)
+    )
+
+
 def scan(images, hospitals, *, profiles=PROFILES, rng):
     """Takes each image as its hospital's scanner would have: feature skew without label skew.
 

@@ -1,0 +1,242 @@
+"""Notebook 03's runs as data: data set x partition x algorithm x seed, and what is beside the grid.
+
+Every image is seen equally often by every method: R rounds of one pass in the federation, R passes alone, R passes over
+the pooled data. A hospital so takes as many steps alone as in the federation; the pooled model takes as many as all
+hospitals together, one after another, and is the upper anchor. Its curve after R / C passes is that of equal steps.
+"""
+
+import dataclasses
+
+from tqdm.auto import tqdm
+
+from fl_utils.config import ConfigError, ExperimentConfig, make_config
+from fl_utils.data.catalogue import card
+from fl_utils.experiments.plans import TUNING_SEED, validation_score
+from fl_utils.experiments.run import run
+from fl_utils.learning.errors import TrainingError
+
+#: Experiment folders of the runs and of those that chose their settings.
+GRID, GRID_TUNING = "heterogeneity", "heterogeneity_tuning"
+NUM_CLIENTS = 8
+#: Passes that "local" makes between two looks at its validation data: it is judged C times, on all test images.
+LOCAL_EPOCHS_PER_ROUND = 4
+METHODS = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "mimelite", "scaffold", "fedsgd")
+#: The partition on which every method's settings are chosen, with a seed (and so a draw) of its own.
+TUNING_PARTITION = "dirichlet"
+
+_RATES = (0.02, 0.06, 0.2)
+
+
+def _pairs(field: str, values: tuple[float, float], rates: tuple[float, ...] = _RATES) -> list[dict]:
+    return [{"client_learning_rate": rate, field: value} for rate in rates for value in values]
+
+
+#: Six trials a method: the same budget for all.
+TRIALS: dict[str, list[dict]] = {
+    **{
+        method: [{"client_learning_rate": rate} for rate in (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)]
+        for method in ("centralized", "local", "fedavg", "local_norm")
+    },
+    "fedsgd": [{"client_learning_rate": rate} for rate in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)],
+    "fedprox": _pairs("proximal_strength", (0.01, 0.1)),
+    "fedavgm": _pairs("server_momentum", (0.5, 0.9)),
+    "fedadam": _pairs("server_learning_rate", (0.003, 0.01)),
+    "fedyogi": _pairs("server_learning_rate", (0.003, 0.01)),
+    "fedadagrad": _pairs("server_learning_rate", (0.01, 0.03)),
+    # Its local steps carry the server's momentum, so that the same rate moves further.
+    "mimelite": _pairs("server_momentum", (0.5, 0.9), rates=(0.005, 0.02, 0.06)),
+    "scaffold": _pairs("server_learning_rate", (0.5, 1.0)),
+}
+#: Used where nothing is tuned (profiles on phantoms): middle values.
+UNTUNED: dict[str, dict] = {
+    **{method: {"client_learning_rate": 0.1} for method in ("centralized", "local", "fedavg", "local_norm")},
+    "fedsgd": {"client_learning_rate": 0.4},
+    "fedprox": {"client_learning_rate": 0.1, "proximal_strength": 0.1},
+    "fedavgm": {"client_learning_rate": 0.06, "server_momentum": 0.5},
+    "fedadam": {"client_learning_rate": 0.06, "server_learning_rate": 0.01},
+    "fedyogi": {"client_learning_rate": 0.06, "server_learning_rate": 0.01},
+    "fedadagrad": {"client_learning_rate": 0.06, "server_learning_rate": 0.03},
+    "mimelite": {"client_learning_rate": 0.02, "server_momentum": 0.5},
+    "scaffold": {"client_learning_rate": 0.1},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class GridSettings:
+    """How large the grid of a profile is.
+
+    Attributes:
+      seeds: of the reported runs.
+      total_rounds: by data set.
+      methods, partitions: of the grid.
+      image_size_px, num_images: see `ExperimentConfig`.
+      tuned: whether settings are tuned (else `UNTUNED`).
+      extras: whether what is beside the grid is run: alphas, many hospitals, longer runs, normalisation layers.
+    """
+
+    seeds: tuple[int, ...]
+    total_rounds: dict[str, int]
+    methods: tuple[str, ...] = METHODS
+    partitions: tuple[str, ...] = ("iid", "dirichlet", "pathological", "quantity", "feature")
+    image_size_px: int = 32
+    num_images: int | None = None
+    tuned: bool = False
+
+
+GRIDS = {
+    "smoke": GridSettings(
+        (0, 1), {"phantom_brain": 2}, ("fedavg", "scaffold"), ("iid", "pathological"), image_size_px=24, num_images=160
+    ),
+    "quick": GridSettings(
+        (0, 1), {"phantom_brain": 12}, ("fedavg", "fedprox", "fedadam", "scaffold"), ("iid", "dirichlet", "pathological"),
+        num_images=600,
+    ),
+    "paper": GridSettings((0, 1, 2, 3, 4), {"brain_mri": 24, "chest_xray": 12}, tuned=True),
+}
+
+
+def partition_fields(partition: str, dataset: str) -> dict:
+    """The fields of one of the grid's partitions: {"partition": ..., and its parameter}."""
+    parameters = {
+        "dirichlet": {"dirichlet_alpha": 0.5},
+        # Half of the classes: one of two, two of four.
+        "pathological": {"classes_per_client": max(1, len(card(dataset).class_names) // 2)},
+        "quantity": {"quantity_alpha": 0.5},
+    }
+    return {"partition": partition, **parameters.get(partition, {})}
+
+
+def grid_config(profile: str, dataset: str, **fields) -> ExperimentConfig:
+    """One run at the grid's sizes; `fields` adds and overrides.
+
+    Raises:
+      ConfigError: see `make_config`; or the profile's grid has no such data set.
+    """
+    settings = GRIDS[profile]
+    if dataset not in settings.total_rounds:
+        raise ConfigError(f"The grid of profile {profile!r} has {', '.join(settings.total_rounds)}, not {dataset!r}.")
+    rounds, epochs = fields.pop("total_rounds", settings.total_rounds[dataset]), 1
+    if fields["method"] == "local":
+        epochs = min(LOCAL_EPOCHS_PER_ROUND, rounds)
+        rounds //= epochs
+    pooled = fields.get("partition") == "pooled"
+    return make_config(**{
+        "dataset": dataset, "profile": profile, "image_size_px": settings.image_size_px,
+        "num_images": settings.num_images, "model": "small_cnn", "num_clients": 1 if pooled else NUM_CLIENTS,
+        "total_rounds": rounds, "client_epochs_per_round": epochs, "client_batch_size": 16, "client_momentum": 0.0,
+        "augment": False, **fields,
+    })
+
+
+def tuning_configs(profile: str, dataset: str, method: str, model: str = "small_cnn") -> list[ExperimentConfig]:
+    """The six trials of a method."""
+    partition = {"partition": "pooled"} if method == "centralized" else partition_fields(TUNING_PARTITION, dataset)
+    return [
+        grid_config(profile, dataset, method=method, model=model, seed=TUNING_SEED, **partition, **trial)
+        for trial in TRIALS[method]
+    ]
+
+
+def tuned(profile: str, dataset: str, method: str, model: str = "small_cnn", progress: bool = True) -> tuple[dict, dict]:
+    """The trial with the best validation score, training what is not there; and how it was found, for the record.
+
+    Returns:
+      (fields of a configuration, {"tuning": {seed, partition, trials: [{..., score}]}}).
+    Raises:
+      TrainingError: every trial diverged.
+    """
+    if method == "finetuned":  # The same federation; what follows it is not tuned.
+        method = "fedavg"
+    if not GRIDS[profile].tuned:
+        return UNTUNED[method], {}
+    trials = []
+    for config, trial in zip(tuning_configs(profile, dataset, method, model), TRIALS[method], strict=True):
+        try:
+            score = validation_score(run(config, experiment=GRID_TUNING, progress=progress))
+        except TrainingError as error:
+            tqdm.write(f"{dataset} {method} {trial}: out. {error}")
+            score = None
+        trials.append({**trial, "score": score})
+    scored = [trial for trial in trials if trial["score"] is not None]
+    if not scored:
+        raise TrainingError(f"{dataset} {method}: training diverged in each of {len(trials)} trials.")
+    best = max(scored, key=lambda trial: trial["score"])
+    partition = "pooled" if method == "centralized" else TUNING_PARTITION
+    facts = {"tuning": {"seed": TUNING_SEED, "partition": partition, "trials": trials}}
+    return {name: value for name, value in best.items() if name != "score"}, facts
+
+
+def grid_arms(profile: str, dataset: str) -> list[dict]:
+    """The arms of one seed: anchors first, then partition x method."""
+    settings, arms = GRIDS[profile], [{"method": "centralized", "partition": "pooled"}]
+    for partition in settings.partitions:
+        fields = partition_fields(partition, dataset)
+        if partition == "feature":
+            arms.append({"method": "centralized", **fields})
+        arms += [{"method": method, **fields} for method in ("local", *settings.methods)]
+    return arms
+
+
+def beside_the_grid(dataset: str) -> dict[str, list[dict]]:
+    """What notebook 03 runs beside the grid (profile paper), by part; all with every seed.
+
+    alphas: FedAvg over the Dirichlet parameter. many: 50 hospitals, 10 a round. longer: one cell of the grid at three
+    times the rounds. personal: fine-tuned models. norm: normalisation layers.
+    """
+    pathological = partition_fields("pathological", dataset)
+    parts = {
+        "alphas": [
+            {"method": "fedavg", "partition": "dirichlet", "dirichlet_alpha": alpha} for alpha in (100.0, 1.0, 0.1)
+        ],
+        "personal": [
+            {"method": "finetuned", "personal_epochs": 2, **partition_fields(partition, dataset)}
+            for partition in GRIDS["paper"].partitions
+        ],
+    }
+    if dataset == "chest_xray":
+        parts["many"] = [
+            {"method": method, "num_clients": 50, "clients_per_round": 10, "total_rounds": 60, **fields}
+            for fields in (partition_fields("iid", dataset), partition_fields("dirichlet", dataset))
+            for method in ("fedavg", "fedprox", "fedavgm", "fedadam", "scaffold")
+        ]
+    if dataset == "brain_mri":
+        parts["longer"] = [
+            {"method": method, "total_rounds": 3 * GRIDS["paper"].total_rounds[dataset], **pathological}
+            for method in METHODS
+        ]
+        parts["norm"] = [
+            {"model": model, **arm, **fields}
+            for fields in (partition_fields("iid", dataset), pathological, partition_fields("feature", dataset))
+            for model, arm in (
+                ("norm_cnn_group", {"method": "fedavg"}),
+                ("norm_cnn_batch", {"method": "fedavg"}),
+                ("norm_cnn_batch", {"method": "fedavg", "norm_statistics": "dropped"}),
+                ("norm_cnn_group", {"method": "local_norm"}),
+                ("norm_cnn_batch", {"method": "local_norm"}),
+            )
+        ]
+    return parts
+
+
+def with_settings(profile: str, dataset: str, arms: list[dict], progress: bool = True) -> list[tuple[ExperimentConfig, dict]]:
+    """Every arm with every seed and its tuned settings: (configuration, facts for its record), seed by seed."""
+    chosen = []
+    for arm in arms:
+        # One choice for all normalisation layers: FedAvg's on the plain network would favour none of them.
+        model = "norm_cnn_group" if arm.get("model", "").startswith("norm_cnn") else "small_cnn"
+        method = arm["method"] if model == "small_cnn" else "fedavg"
+        chosen.append((arm, *tuned(profile, dataset, method, model, progress)))
+    return [
+        (grid_config(profile, dataset, seed=seed, **{**fields, **arm}), facts)
+        for seed in GRIDS[profile].seeds
+        for arm, fields, facts in chosen
+    ]
+
+
+def configs_03(profile: str, dataset: str, progress: bool = True) -> list[tuple[ExperimentConfig, dict]]:
+    """All runs of notebook 03 on a data set: the grid, then what is beside it (profile paper)."""
+    configs = with_settings(profile, dataset, grid_arms(profile, dataset), progress)
+    if profile == "paper":
+        for arms in beside_the_grid(dataset).values():
+            configs += with_settings(profile, dataset, arms, progress)
+    return configs
