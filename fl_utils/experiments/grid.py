@@ -6,6 +6,8 @@ hospitals together, one after another, and is the upper anchor. Its curve after 
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 from tqdm.auto import tqdm
 
@@ -18,6 +20,7 @@ from fl_utils.learning.errors import TrainingError
 #: Experiment folders of the runs and of those that chose their settings.
 GRID, GRID_TUNING = "heterogeneity", "heterogeneity_tuning"
 NUM_CLIENTS = 8
+DIRICHLET_ALPHA = 0.5
 #: Passes that "local" makes between two looks at its validation data: it is judged C times, on all test images.
 LOCAL_EPOCHS_PER_ROUND = 4
 METHODS = ("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "mimelite", "scaffold", "fedsgd")
@@ -31,7 +34,8 @@ def _pairs(field: str, values: tuple[float, float], rates: tuple[float, ...] = _
     return [{"client_learning_rate": rate, field: value} for rate in rates for value in values]
 
 
-#: Six trials a method: the same budget for all.
+#: Six trials a method: the same budget for all. The values of the adaptive server optimizers and of Mime-lite were
+#: moved once, after the best of a first six lay at their edge (validation scores only).
 TRIALS: dict[str, list[dict]] = {
     **{
         method: [{"client_learning_rate": rate} for rate in (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)]
@@ -40,11 +44,11 @@ TRIALS: dict[str, list[dict]] = {
     "fedsgd": [{"client_learning_rate": rate} for rate in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)],
     "fedprox": _pairs("proximal_strength", (0.01, 0.1)),
     "fedavgm": _pairs("server_momentum", (0.5, 0.9)),
-    "fedadam": _pairs("server_learning_rate", (0.003, 0.01)),
-    "fedyogi": _pairs("server_learning_rate", (0.003, 0.01)),
-    "fedadagrad": _pairs("server_learning_rate", (0.01, 0.03)),
-    # Its local steps carry the server's momentum, so that the same rate moves further.
-    "mimelite": _pairs("server_momentum", (0.5, 0.9), rates=(0.005, 0.02, 0.06)),
+    "fedadam": _pairs("server_learning_rate", (0.01, 0.03)),
+    "fedyogi": _pairs("server_learning_rate", (0.01, 0.03)),
+    "fedadagrad": _pairs("server_learning_rate", (0.03, 0.1)),
+    # Each of its local steps carries the server's momentum, so that the same rate moves further.
+    "mimelite": _pairs("server_momentum", (0.5, 0.9), rates=(0.002, 0.006, 0.02)),
     "scaffold": _pairs("server_learning_rate", (0.5, 1.0)),
 }
 #: Used where nothing is tuned (profiles on phantoms): middle values.
@@ -71,7 +75,6 @@ class GridSettings:
       methods, partitions: of the grid.
       image_size_px, num_images: see `ExperimentConfig`.
       tuned: whether settings are tuned (else `UNTUNED`).
-      extras: whether what is beside the grid is run: alphas, many hospitals, longer runs, normalisation layers.
     """
 
     seeds: tuple[int, ...]
@@ -98,7 +101,7 @@ GRIDS = {
 def partition_fields(partition: str, dataset: str) -> dict:
     """The fields of one of the grid's partitions: {"partition": ..., and its parameter}."""
     parameters = {
-        "dirichlet": {"dirichlet_alpha": 0.5},
+        "dirichlet": {"dirichlet_alpha": DIRICHLET_ALPHA},
         # Half of the classes: one of two, two of four.
         "pathological": {"classes_per_client": max(1, len(card(dataset).class_names) // 2)},
         "quantity": {"quantity_alpha": 0.5},
@@ -145,8 +148,6 @@ def tuned(profile: str, dataset: str, method: str, model: str = "small_cnn", pro
     Raises:
       TrainingError: every trial diverged.
     """
-    if method == "finetuned":  # The same federation; what follows it is not tuned.
-        method = "fedavg"
     if not GRIDS[profile].tuned:
         return UNTUNED[method], {}
     trials = []
@@ -218,22 +219,61 @@ def beside_the_grid(dataset: str) -> dict[str, list[dict]]:
     return parts
 
 
-def with_settings(profile: str, dataset: str, arms: list[dict], progress: bool = True) -> list[tuple[ExperimentConfig, dict]]:
-    """Every arm with every seed and its tuned settings: (configuration, facts for its record), seed by seed."""
-    chosen = []
-    for arm in arms:
-        # One choice for all normalisation layers: FedAvg's on the plain network would favour none of them.
-        model = "norm_cnn_group" if arm.get("model", "").startswith("norm_cnn") else "small_cnn"
-        method = arm["method"] if model == "small_cnn" else "fedavg"
-        chosen.append((arm, *tuned(profile, dataset, method, model, progress)))
+def with_settings(profile: str, dataset: str, arms: list[dict], progress: bool = True) -> list[ExperimentConfig]:
+    """Every arm with every seed and its tuned settings, seed by seed."""
+    chosen = [(arm, tuned(profile, dataset, *_tuned_as(arm), progress=progress)[0]) for arm in arms]
     return [
-        (grid_config(profile, dataset, seed=seed, **{**fields, **arm}), facts)
+        grid_config(profile, dataset, seed=seed, **{**fields, **arm})
         for seed in GRIDS[profile].seeds
-        for arm, fields, facts in chosen
+        for arm, fields in chosen
     ]
 
 
-def configs_03(profile: str, dataset: str, progress: bool = True) -> list[tuple[ExperimentConfig, dict]]:
+def _tuned_as(arm: dict) -> tuple[str, str]:
+    """(method, model) of the trials whose winner an arm takes."""
+    if arm.get("model", "").startswith("norm_cnn"):
+        # One choice for all normalisation layers, so that none has more tries than the others.
+        return "fedavg", "norm_cnn_group"
+    return ("fedavg" if arm["method"] == "finetuned" else arm["method"]), "small_cnn"
+
+
+def tuning_03(profile: str, dataset: str) -> list[ExperimentConfig]:
+    """The trials of all methods of `configs_03`; none where the profile does not tune."""
+    if not GRIDS[profile].tuned:
+        return []
+    arms = grid_arms(profile, dataset) + [arm for part in beside_the_grid(dataset).values() for arm in part]
+    return [
+        config for pair in dict.fromkeys(map(_tuned_as, arms)) for config in tuning_configs(profile, dataset, *pair)
+    ]
+
+
+def tuning_facts() -> Callable[[ExperimentConfig], dict]:
+    """A function of a configuration: how its settings were chosen, for its record; {} where the profile does not tune."""
+
+    @functools.cache  # Hundreds of runs share a dozen choices.
+    def facts(profile: str, dataset: str, method: str, model: str) -> dict:
+        return tuned(profile, dataset, method, model, progress=False)[1]
+
+    return lambda config: facts(
+        config.profile, config.dataset, *_tuned_as({"method": config.method, "model": config.model})
+    )
+
+
+def part_of(config: dict, profile: str) -> str:
+    """Which part of notebook 03 a record's configuration belongs to: "grid", or one of `beside_the_grid`."""
+    rounds = GRIDS[profile].total_rounds[config["dataset"]]
+    if config["num_clients"] > NUM_CLIENTS:
+        return "many"
+    if config["model"] != "small_cnn":
+        return "norm"
+    if config["method"] == "finetuned":
+        return "personal"
+    if config["total_rounds"] * config["client_epochs_per_round"] > rounds:
+        return "longer"
+    return "alphas" if config["dirichlet_alpha"] not in (None, DIRICHLET_ALPHA) else "grid"
+
+
+def configs_03(profile: str, dataset: str, progress: bool = True) -> list[ExperimentConfig]:
     """All runs of notebook 03 on a data set: the grid, then what is beside it (profile paper)."""
     configs = with_settings(profile, dataset, grid_arms(profile, dataset), progress)
     if profile == "paper":
