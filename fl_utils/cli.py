@@ -1,6 +1,7 @@
 """The command line: `fl-utils --help`. TensorFlow is loaded only by what trains."""
 
 import json
+import os
 import sys
 
 import typer
@@ -41,11 +42,13 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 def reproduce(
     profile: str = PROFILE,
     only: list[str] = typer.Option([], help="Notebook number, e.g. 02; may be given several times."),
+    workers: int = typer.Option(0, min=0, help="Processes that train at the same time; 0: one a core, at most 4."),
 ) -> None:
     """Run the notebooks in order, train what is missing, and leave figures, tables and executed notebooks."""
     from fl_utils.report import run_notebooks
 
-    run_notebooks(profile, only=only)
+    # More than four processes of 2 GB each ask for a larger machine than a laptop.
+    run_notebooks(profile, only=only, workers=workers or min(4, len(os.sched_getaffinity(0))))
 
 
 @app.command()
@@ -60,16 +63,16 @@ def figures() -> None:
 def sweep(
     profile: str = PROFILE,
     dataset: str = typer.Option("", help="One data set of the profile; default all."),
+    only: list[str] = typer.Option([], help="Notebook number, e.g. 02; may be given several times."),
+    workers: int = typer.Option(1, min=1, help="Processes that train at the same time; each has its own cores."),
+    ray_address: str = typer.Option("", help="host:port of a Ray cluster that does the runs; `ray start --head` prints it."),
 ) -> None:
     """Train the runs of the notebooks that are missing; goes on where it was stopped."""
-    from fl_utils.experiments import leakage, plans
+    from fl_utils import report
 
-    for name in [dataset] if dataset else plans.datasets_of(profile):
-        configs = plans.configs_01(profile, name) + plans.configs_02(profile, name)
-        plans.sweep(configs)
-        on_splits = leakage.configs_00(profile, name)
-        plans.sweep(on_splits, experiment=leakage.LEAKAGE)
-        typer.echo(f"{name}: {len(configs) + len(on_splits)} runs are there.")
+    report.train_what_is_missing(
+        profile, report.sources(only), dataset=dataset or None, workers=workers, ray_address=ray_address or None
+    )
 
 
 @app.command()

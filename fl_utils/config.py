@@ -10,6 +10,12 @@ Method = Literal[
     "centralized", "local", "fedsgd", "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "mimelite",
     "scaffold", "finetuned", "local_norm",
 ]
+#: What figures and tables call them.
+METHOD_LABELS = {
+    "centralized": "Centralized", "local": "Alone", "fedsgd": "FedSGD", "fedavg": "FedAvg", "fedprox": "FedProx",
+    "fedavgm": "FedAvgM", "fedadam": "FedAdam", "fedyogi": "FedYogi", "fedadagrad": "FedAdagrad",
+    "mimelite": "Mime-lite", "scaffold": "SCAFFOLD", "finetuned": "Fine-tuned", "local_norm": "Own norm",
+}
 Partition = Literal["pooled", "iid", "natural", "dirichlet", "pathological", "quantity", "feature"]
 #: The field that a partition needs, and that no other one takes.
 PARTITION_FIELD = {
@@ -103,6 +109,11 @@ class ExperimentConfig(pydantic.BaseModel):
                     f"{field} is {getattr(self, field)} with method {self.method!r}; it must be above 0 for "
                     f"{' and '.join(methods)}, and is for no other method"
                 )
+        if self.method == "scaffold" and self.client_momentum > 0:
+            raise ValueError(
+                f"client_momentum is {self.client_momentum} with method 'scaffold', whose control variates stand for "
+                "plain SGD; set it to 0"
+            )
         if self.method == "local_norm" and not self.model.startswith("norm_cnn"):
             raise ValueError(f"model {self.model!r} has no normalisation layers for 'local_norm'; use norm_cnn_group")
         return self

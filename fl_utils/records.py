@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -119,21 +119,60 @@ def write_record(
     """
     if list(metrics.columns) != METRIC_COLUMNS:
         raise RecordError(f"metrics has columns {list(metrics.columns)}, expected {METRIC_COLUMNS}.")
-    final = Path(root) / run_id(config, fingerprint)
     environment = describe_environment() | {
         "dataset_fingerprint": fingerprint,
         "duration_s": round(duration_s, 1),
     } | (facts or {})
+
+    def write(folder: Path) -> None:
+        _write_json(folder / "config.json", config.model_dump())
+        # 6 significant digits: enough for every table, and diffs stay readable.
+        metrics.to_csv(folder / "metrics.csv", index=False, float_format="%.6g")
+        predictions.to_csv(folder / "predictions.csv", index=False, float_format="%.5f")
+        _write_json(folder / "environment.json", environment)
+
+    return _install(Path(root) / run_id(config, fingerprint), write)
+
+
+def install_record(root: Path, name: str, files: Mapping[str, bytes]) -> RunRecord:
+    """Puts a record that was made elsewhere in its place, whole or not at all; one that is there already is kept.
+
+    Args:
+      root: folder of the records.
+      name: the record's name.
+      files: content of each file of a record.
+    Raises:
+      RecordError: files are missing or others are given, they belong to another name, or they cannot be written.
+    """
+    if set(files) != set(_FILES):
+        raise RecordError(f"The record {name} came with the files {sorted(files)}, expected {sorted(_FILES)}.")
+    try:
+        config = ExperimentConfig(**json.loads(files["config.json"]))
+        belongs_to = run_id(config, json.loads(files["environment.json"])["dataset_fingerprint"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise RecordError(f"The record {name} came damaged: {error}. Run it again.") from error
+    if belongs_to != name:
+        raise RecordError(f"The record {name} came with the files of {belongs_to}; both sides need the same fl_utils.")
+    final = Path(root) / name
+    if final.is_dir():
+        return load_record(final)
+
+    def write(folder: Path) -> None:
+        for file, content in files.items():
+            (folder / file).write_bytes(content)
+
+    return _install(final, write)
+
+
+def _install(final: Path, write: Callable[[Path], None]) -> RunRecord:
+    """Lets `write` fill a temporary folder, and renames it to the record's."""
+    root = final.parent
     temporary = replaced = None
     try:
-        Path(root).mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=root))
         temporary.chmod(0o755)  # mkdtemp's 0700 would hide the record from other users.
-        _write_json(temporary / "config.json", config.model_dump())
-        # 6 significant digits: enough for every table, and diffs stay readable.
-        metrics.to_csv(temporary / "metrics.csv", index=False, float_format="%.6g")
-        predictions.to_csv(temporary / "predictions.csv", index=False, float_format="%.5f")
-        _write_json(temporary / "environment.json", environment)
+        write(temporary)
         if final.exists():
             # Moved aside first: deleting takes time, and what is killed meanwhile must not leave half a record.
             final.rename(replaced := temporary.with_name(temporary.name + "-replaced"))

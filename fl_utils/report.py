@@ -15,11 +15,13 @@ import nbformat
 import typer
 
 from fl_utils import paths
-from fl_utils.experiments import leakage, plans
+from fl_utils.config import ConfigError
+from fl_utils.experiments import notebooks, parallel, plans
+from fl_utils.learning.errors import TrainingError
 from fl_utils.readme import write_readme
 
-#: Keeps warnings and progress out of what is committed; a notebook's own output stays.
-_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1"}
+#: Keeps warnings, progress and widgets out of what is committed; a notebook's own output stays.
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1", "FL_UTILS_STATIC": "1"}
 
 
 class NotebookError(RuntimeError):
@@ -45,13 +47,14 @@ def output_folder(profile: str) -> Path:
     return paths.project_root() / "notebooks" if profile == "paper" else paths.results_root(profile) / "notebooks"
 
 
-def run_notebooks(profile: str, *, only: Sequence[str] = (), train: bool = True) -> list[Path]:
+def run_notebooks(profile: str, *, only: Sequence[str] = (), train: bool = True, workers: int = 1) -> list[Path]:
     """Executes the notebooks in order.
 
     Args:
       profile: smoke, quick or paper.
       only: numbers such as "02"; default all.
       train: False makes a run without a record an error: figures come from committed records only.
+      workers: processes that train at the same time.
     Returns:
       The executed notebooks.
     Raises:
@@ -61,7 +64,7 @@ def run_notebooks(profile: str, *, only: Sequence[str] = (), train: bool = True)
     plans.settings_of(profile)
     chosen = sources(only)
     if train:
-        train_what_is_missing(profile, chosen)
+        train_what_is_missing(profile, chosen, workers=workers)
     with contextlib.ExitStack() as stack:
         folder = output_folder(profile)
         if not train:  # Figures and tables only: the notebooks' own outputs stay as they are.
@@ -80,21 +83,40 @@ def run_notebooks(profile: str, *, only: Sequence[str] = (), train: bool = True)
     return executed
 
 
-def train_what_is_missing(profile: str, chosen: Sequence[Path]) -> None:
-    """Trains the notebooks' runs here, where a terminal can show a bar; the notebooks then load them."""
+def train_what_is_missing(
+    profile: str, chosen: Sequence[Path], *, dataset: str | None = None, workers: int = 1,
+    ray_address: str | None = None,
+) -> None:
+    """Trains the notebooks' runs here, where a terminal can show progress; the notebooks then load them.
+
+    Args:
+      profile: smoke, quick or paper.
+      chosen: the notebooks' sources.
+      dataset: one data set of the profile; None is all.
+      workers, ray_address: see `parallel.sweep`.
+    Raises:
+      ConfigError: no such profile, or it has no such data set.
+      SweepError: runs failed; the others are finished and recorded.
+    """
     progress = sys.stderr.isatty()
-    for source in chosen:
-        number = source.stem[:2]
-        for dataset in plans.datasets_of(profile):
-            start = time.monotonic()
-            if number == "00":
-                configs, experiment = leakage.configs_00(profile, dataset, progress), leakage.LEAKAGE
-            elif number in plans.NOTEBOOK_CONFIGS:
-                configs, experiment = plans.NOTEBOOK_CONFIGS[number](profile, dataset, progress), plans.CLASSIFICATION
-            else:
-                continue  # It trains nothing, or by itself.
-            plans.sweep(configs, experiment=experiment, progress=progress)
-            typer.echo(f"{number} {dataset}: {len(configs)} runs are there ({time.monotonic() - start:.0f} s)")
+    if dataset is not None and dataset not in plans.datasets_of(profile):
+        known = ", ".join(plans.datasets_of(profile))
+        raise ConfigError(f"Profile {profile!r} has no data set {dataset!r}; it has {known}.")
+    for number in (source.stem[:2] for source in chosen if source.stem[:2] in notebooks.NUMBERS):
+        for name in (name for name in notebooks.datasets_of(number, profile) if dataset in (None, name)):
+            for stage in notebooks.stages(number, profile, name, progress):
+                start = time.monotonic()
+                runs = parallel.sweep(
+                    stage.configs, experiment=stage.experiment, workers=workers, ray_address=ray_address,
+                    progress=progress, facts=stage.facts, errors="return",
+                )
+                failed = {c: r for c, r in zip(stage.configs, runs, strict=True) if isinstance(r, Exception)}
+                if any(not (stage.may_fail and isinstance(error, TrainingError)) for error in failed.values()):
+                    raise parallel.SweepError(failed, len(runs))
+                if runs:
+                    typer.echo(
+                        f"{number} {name}, {stage.experiment}: {len(runs)} runs are there ({time.monotonic() - start:.0f} s)"
+                    )
 
 
 def run_notebook(source: Path, profile: str, folder: Path | None = None, *, train: bool = True) -> Path:

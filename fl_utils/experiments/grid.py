@@ -113,7 +113,8 @@ def grid_config(profile: str, dataset: str, **fields) -> ExperimentConfig:
     """One run at the grid's sizes; `fields` adds and overrides.
 
     Raises:
-      ConfigError: see `make_config`; or the profile's grid has no such data set.
+      ConfigError: see `make_config`; the profile's grid has no such data set; "local" with rounds that are no multiple
+        of `LOCAL_EPOCHS_PER_ROUND`.
     """
     settings = GRIDS[profile]
     if dataset not in settings.total_rounds:
@@ -121,6 +122,11 @@ def grid_config(profile: str, dataset: str, **fields) -> ExperimentConfig:
     rounds, epochs = fields.pop("total_rounds", settings.total_rounds[dataset]), 1
     if fields["method"] == "local":
         epochs = min(LOCAL_EPOCHS_PER_ROUND, rounds)
+        if rounds % epochs:
+            raise ConfigError(
+                f"total_rounds is {rounds}, and 'local' is judged every {epochs} passes; use a multiple of {epochs}, "
+                "or it would make fewer passes than the federation."
+            )
         rounds //= epochs
     pooled = fields.get("partition") == "pooled"
     return make_config(**{

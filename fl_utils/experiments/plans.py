@@ -1,11 +1,10 @@
 """Which runs a notebook needs, by profile: the one place where sizes, rounds and seeds are set."""
 
 import dataclasses
+from collections.abc import Callable
 
-import pandas as pd
 from tqdm.auto import tqdm
 
-from fl_utils import records
 from fl_utils.config import ConfigError, ExperimentConfig, make_config
 from fl_utils.experiments.run import run
 from fl_utils.learning.errors import TrainingError
@@ -88,7 +87,9 @@ def base_config(profile: str, dataset: str, **fields) -> ExperimentConfig:
         "seed": 0,
         **fields,
     }
-    fields.setdefault("client_learning_rate", FIXED_LEARNING_RATE[fields.get("model", "seed_cnn")])
+    model = fields.get("model", "seed_cnn")
+    if model in FIXED_LEARNING_RATE:  # another model needs the rate among `fields`, or make_config says so
+        fields.setdefault("client_learning_rate", FIXED_LEARNING_RATE[model])
     return make_config(**fields)
 
 
@@ -205,31 +206,19 @@ def configs_02(profile: str, dataset: str, progress: bool = True) -> list[Experi
 NOTEBOOK_CONFIGS = {"01": configs_01, "02": configs_02}
 
 
-def sweep(configs: list[ExperimentConfig], *, experiment: str = CLASSIFICATION, progress: bool = True) -> list[RunRecord]:
-    """Runs a list of configurations, or loads what is there; a killed sweep goes on where it was."""
-    bar = tqdm(configs, desc=experiment, unit="run", disable=not progress, leave=False)
-    return [run(config, experiment=experiment, progress=progress) for config in bar]
+def sweep(
+    configs: list[ExperimentConfig], *, experiment: str = CLASSIFICATION, progress: bool = True,
+    facts: Callable[[ExperimentConfig], dict] = lambda config: {},
+) -> list[RunRecord]:
+    """Runs a list of configurations, or loads what is there; a killed sweep goes on where it was.
 
+    For notebooks: one run after another, with a bar. `parallel.sweep` trains several at a time.
 
-def table_of(runs: list[RunRecord]) -> pd.DataFrame:
-    """All metrics of some records in one long table, with the configuration's fields as columns.
-
-    Returns:
-      Columns dataset, method, model, num_clients, cohort_size, split_kind, seed, selected_round,
-      then those of `records.METRIC_COLUMNS`. `selected_round` is that of the row's model.
+    Args:
+      configs: what to run.
+      experiment: folder of the records.
+      progress: show bars.
+      facts: further facts for a run's record.
     """
-    tables = []
-    for record in runs:
-        config = record.config
-        selected = record.environment["selected_round"]
-        chosen = record.metrics["client"].map(selected)
-        tables.append(
-            record.metrics.assign(
-                dataset=config["dataset"], method=config["method"], model=config["model"],
-                num_clients=config["num_clients"], cohort_size=config["clients_per_round"] or config["num_clients"],
-                split_kind=config["split"], seed=config["seed"],
-                # A federation has one model: its hospitals' rows share its round.
-                selected_round=chosen.fillna(selected.get("all", float("nan"))).astype(int),
-            )
-        )
-    return pd.concat(tables, ignore_index=True)
+    bar = tqdm(configs, desc=experiment, unit="run", disable=not progress, leave=False)
+    return [run(config, experiment=experiment, progress=progress, facts=facts(config)) for config in bar]

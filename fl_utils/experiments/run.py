@@ -70,7 +70,7 @@ def _train(
     facts: dict,
 ) -> RunRecord:
     # TensorFlow is loaded only when something is trained: figures are redrawn without it.
-    from fl_utils.experiments.training import train_hospital_models
+    from fl_utils.experiments.training import num_parameters, train_hospital_models
 
     hospitals = share_out(dataset, config)
     dataset = as_taken(dataset, hospitals, config)
@@ -105,7 +105,7 @@ def _train(
         metrics=pd.concat([metrics, pd.DataFrame(final, columns=records.METRIC_COLUMNS)], ignore_index=True),
         predictions=pd.concat(predictions, ignore_index=True),
         duration_s=duration_s,
-        facts=_facts(dataset, hospitals, results) | facts,
+        facts=_facts(dataset, hospitals, results, num_parameters(config, dataset)) | facts,
     )
     _keep_weights(name, results)
     for path in checkpoints.glob("*.npz"):
@@ -113,7 +113,7 @@ def _train(
     return record
 
 
-def _facts(dataset: ImageDataset, hospitals: Hospitals, results: list) -> dict:
+def _facts(dataset: ImageDataset, hospitals: Hospitals, results: list, parameters: int) -> dict:
     counts = {
         part: [np.bincount(dataset.labels[index], minlength=dataset.num_classes).tolist() for index in getattr(hospitals, part)]
         for part in ("train", "validation", "test")
@@ -123,7 +123,7 @@ def _facts(dataset: ImageDataset, hospitals: Hospitals, results: list) -> dict:
         "synthetic": dataset.synthetic,
         "class_counts": counts,
         "selected_round": {client: result.best_round for client, result, _ in results},
-        "num_parameters": int(sum(weight.size for weight in results[0][1].best_weights)),
+        "num_parameters": parameters,
     }
 
 

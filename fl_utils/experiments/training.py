@@ -16,7 +16,7 @@ from fl_utils.experiments.hospitals import Hospitals
 from fl_utils.learning.centralized import CentralizedLearner
 from fl_utils.learning.client_files import write_client_files
 from fl_utils.learning.client_updates import norm_positions
-from fl_utils.learning.local import LocalSettings, LocalTrainer, class_weights
+from fl_utils.learning.local import LocalSettings, LocalTrainer, class_weights, travelling_weights
 from fl_utils.learning.rounds import Judge, PersonalJudge, TrainingResult, View, run_rounds
 from fl_utils.models.classifiers import build_model
 
@@ -116,6 +116,11 @@ def _new_model(config: ExperimentConfig, dataset: ImageDataset):
     return build_model(
         config.model, dataset.images.shape[1:], dataset.num_classes, seed=_initial_seed(config)
     )
+
+
+def num_parameters(config: ExperimentConfig, dataset: ImageDataset) -> int:
+    """Numbers that a hospital sends in a round: the model's weights, BatchNorm statistics only where they travel."""
+    return sum(int(np.prod(weight.shape)) for weight in travelling_weights(_new_model(config, dataset), _settings(config)))
 
 
 def _settings(config: ExperimentConfig) -> LocalSettings:

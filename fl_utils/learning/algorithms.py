@@ -24,7 +24,7 @@ class ServerSettings:
     Attributes:
       learning_rate: of the server's optimizer; 1.0 is plain averaging.
       momentum: of FedAvgM and Mime-lite.
-      num_examples: of all hospitals together; SCAFFOLD needs it where only some take part in a round.
+      num_examples: of all hospitals together, for SCAFFOLD; None where all take part in every round.
     """
 
     learning_rate: float = 1.0
@@ -65,7 +65,7 @@ def _sgd_with_momentum(server: ServerSettings):
 
 
 # Reddi et al. set beta_1 = 0.9, beta_2 = 0.99 and the adaptivity tau = 0.001. TFF's optimizers also correct the bias
-# of the first rounds, as Kingma and Ba do and Reddi et al. do not.
+# of the first rounds, as Kingma and Ba do and Reddi et al. do not, and Adagrad's adds epsilon under the root.
 def _adam(server: ServerSettings):
     return tff.learning.optimizers.build_adam(server.learning_rate, beta_1=0.9, beta_2=0.99, epsilon=1e-3)
 

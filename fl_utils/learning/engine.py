@@ -180,17 +180,19 @@ _engine: _Engine | None = None
 _lock = threading.RLock()
 
 
-def ensure_started(max_concurrent_computation_calls: int = 2, startup_timeout_s: float = 120) -> None:
+def ensure_started(max_concurrent_computation_calls: int | None = None, startup_timeout_s: float = 120) -> None:
     """Makes TFF usable on the calling thread: starts the worker and tests it, unless it runs already.
 
     Args:
-      max_concurrent_computation_calls: clients that the worker trains at the same time; 0 is no limit. Another
-        value than the running worker's restarts it.
+      max_concurrent_computation_calls: clients that the worker trains at the same time; 0 is no limit. None is 2,
+        or 1 for a process that may use one core only. Another value than the running worker's restarts it.
       startup_timeout_s: seconds, for the start and again for the test; also used when a lost worker is replaced.
     Raises:
       EngineError: the worker died, did not answer in time, or added wrongly. The message has the log's last lines.
     """
     global _engine
+    if max_concurrent_computation_calls is None:
+        max_concurrent_computation_calls = min(2, len(os.sched_getaffinity(0)))
     with _lock:
         if _engine is not None and _engine.max_concurrent_computation_calls != max_concurrent_computation_calls:
             stop()

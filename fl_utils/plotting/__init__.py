@@ -4,7 +4,10 @@ from fl_utils.plotting.audit import pair_distances, pair_gallery
 from fl_utils.plotting.comparison import hospital_gain, intervals
 from fl_utils.plotting.counts import class_counts, partition_heatmap, round_steps
 from fl_utils.plotting.curves import learning_curves
+from fl_utils.plotting.grid import grid_heatmap, norm_panel, order_check, rank_diagram
 from fl_utils.plotting.images import case_gallery, image_gallery
+from fl_utils.plotting.method_rows import cost_to_target, gap_bars, hospital_spread
+from fl_utils.plotting.partitions import partition_gallery
 from fl_utils.plotting.predictions import confusion_matrices, reliability
 from fl_utils.plotting.save import FigureError, save_figure, save_table
 from fl_utils.plotting.style import LOOKS, Look, look, style
@@ -16,14 +19,22 @@ __all__ = [
     "case_gallery",
     "class_counts",
     "confusion_matrices",
+    "cost_to_target",
+    "gap_bars",
+    "grid_heatmap",
     "hospital_gain",
+    "hospital_spread",
     "image_gallery",
     "intervals",
     "learning_curves",
     "look",
+    "norm_panel",
+    "order_check",
     "pair_distances",
     "pair_gallery",
+    "partition_gallery",
     "partition_heatmap",
+    "rank_diagram",
     "reliability",
     "round_steps",
     "save_figure",

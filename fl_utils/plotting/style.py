@@ -47,9 +47,22 @@ LOOKS: Mapping[str, Look] = MappingProxyType(
         "centralized": Look("Centralized (pooled data)", BLACK, "s", (0, (5, 2)), "//"),
         "local": Look("Each hospital alone", VERMILLION, "^", (0, (5, 1.5, 1, 1.5)), ".."),
         "fedavg": Look("Federated (FedAvg)", BLUE, "o", "-", ""),
+        "fedsgd": Look("FedSGD", ORANGE, "<", (0, (1, 1.2)), "\\\\"),
+        "fedprox": Look("FedProx", SKY_BLUE, "D", (0, (5, 2)), "--"),
+        "fedavgm": Look("FedAvgM", GREEN, "p", "-", "||"),
+        "fedadam": Look("FedAdam", ORANGE, "X", "-", "++"),
+        "fedyogi": Look("FedYogi", PURPLE, ">", (0, (5, 1.5, 1, 1.5)), "oo"),
+        "fedadagrad": Look("FedAdagrad", VERMILLION, "d", (0, (5, 2)), "**"),
+        "mimelite": Look("Mime-lite", SKY_BLUE, "h", (0, (1, 1.2)), "OO"),
+        "scaffold": Look("SCAFFOLD", BLACK, "*", "-", "///"),
+        "finetuned": Look("Fine-tuned at home", PURPLE, "P", "-", "xxx"),
+        "local_norm": Look("Norm layers at home", GREEN, "v", (0, (1, 1.2)), "..."),
         "seed_cnn": Look("Three-layer CNN", GREEN, "D", "-", ""),
         "probe": Look("Probe without a look at the picture", ORANGE, "P", "-", "--"),
         "residual_gn": Look("Residual network (GroupNorm)", PURPLE, "v", (0, (5, 2)), "xx"),
+        "small_cnn": Look("Small CNN", BLUE, "s", "-", "//"),
+        "norm_cnn_group": Look("CNN with GroupNorm", GREEN, "o", "-", ""),
+        "norm_cnn_batch": Look("CNN with BatchNorm", VERMILLION, "X", (0, (5, 2)), "xx"),
     }
 )
 

@@ -12,70 +12,15 @@ import tensorflow_federated as tff
 
 from fl_utils import seeding
 from fl_utils.learning import reference
-from fl_utils.learning.algorithms import FEDAVG, ServerSettings
-from fl_utils.learning.process import REPORT_COLUMNS, build_process
 from fl_utils.learning.centralized import CentralizedLearner
-from fl_utils.learning.client_files import write_client_files
-from fl_utils.learning.federated import FederatedLearner
-from fl_utils.learning.local import LocalSettings, example_order
-from fl_utils.models.classifiers import build_model
+from fl_utils.learning.local import LocalSettings
+from fl_utils.learning.process import REPORT_COLUMNS
+from tests.equivalence.helpers import (
+    NUM_CLASSES, ONES, SEED, SIZES, TOLERANCE, assert_equals_tffs_own, batches_for_tff, deltas_by_hand, distance,
+    federation, hospitals, model_fn_for_tff, seed_cnn,
+)
 
-TOLERANCE = 1e-6
-SHAPE, NUM_CLASSES, SEED = (8, 8, 1), 3, 11
-ONES = np.ones(NUM_CLASSES, np.float32)
-SIZES = (1, 5, 20)  # with batches of 4: 1, 2 and 5 steps
 pytestmark = pytest.mark.usefixtures("folders")
-
-
-def softmax_regression():
-    return build_model("softmax_regression", SHAPE, NUM_CLASSES)
-
-
-def seed_cnn():
-    return build_model("seed_cnn", SHAPE, NUM_CLASSES, seed=3)
-
-
-def hospitals(sizes):
-    """Each hospital has a favourite class and a brightness of its own, so that their updates differ."""
-    rng = np.random.default_rng(0)
-    images, labels = [], []
-    for client, size in enumerate(sizes):
-        images.append(rng.integers(0, 100 + 70 * client, (size, *SHAPE), np.uint8))
-        labels.append(np.where(rng.random(size) < 0.6, client % NUM_CLASSES, rng.integers(0, NUM_CLASSES, size)))
-    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-    return np.concatenate(images), np.concatenate(labels), parts
-
-
-def federation(folder, sizes, settings, model=softmax_regression, class_weights=ONES, **options):
-    images, labels, parts = hospitals(sizes)
-    process = build_process(FEDAVG, model, settings, ServerSettings(**options))
-    files = write_client_files(folder / "clients", images, labels, parts)
-    return FederatedLearner(process, files, class_weights, clients_per_round=len(sizes), seed=SEED)
-
-
-def batches_of(num_examples, settings, client, round_num):
-    """The batches of one client's round, in the order of `LocalTrainer.run`."""
-    round_seed, batches = seeding.tf_seed(SEED, "batch_order", str(client), round_num), []
-    for epoch in range(settings.epochs):
-        order = example_order(num_examples, tf.random.experimental.stateless_fold_in(round_seed, epoch)).numpy()
-        batches += [order[i : i + settings.batch_size] for i in range(0, num_examples, settings.batch_size)]
-    return batches
-
-
-def deltas_by_hand(weights, sizes, settings, round_num, class_weights=ONES):
-    images, labels, parts = hospitals(sizes)
-    return [
-        reference.client_update(
-            weights, images[part], labels[part], batches_of(len(part), settings, client, round_num), class_weights,
-            settings.learning_rate, settings.momentum,
-        )
-        for client, part in enumerate(parts)
-    ]
-
-
-def distance(a, b):
-    """The largest absolute difference of two lists of weights."""
-    return max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
 
 
 def test_equals_numpy_over_three_rounds(folders):
@@ -119,35 +64,13 @@ def test_mean_is_by_examples_and_the_server_takes_its_step(folders):
 def test_equals_tffs_own_on_the_seed_cnn(folders):
     """`tff.learning.algorithms.build_weighted_fed_avg`, fed by tf.data with the same batches, over two rounds."""
     sizes, settings = (6, 10), LocalSettings(batch_size=4, learning_rate=0.05, momentum=0.9)
-    images, labels, parts = hospitals(sizes)
-
-    def dataset(client, round_num):
-        order = np.concatenate(batches_of(sizes[client], settings, client, round_num))
-        pixels, classes = images[parts[client]][order] / np.float32(255), labels[parts[client]][order]
-        return tf.data.Dataset.from_tensor_slices((pixels, classes.astype(np.int32))).batch(settings.batch_size)
-
-    spec = dataset(0, 1).element_spec
-
-    def model_fn():
-        return tff.learning.models.from_keras_model(
-            seed_cnn(), loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True), input_spec=spec
-        )
-
     process = tff.learning.algorithms.build_weighted_fed_avg(
-        model_fn,
+        model_fn_for_tff(seed_cnn, batches_for_tff(sizes, settings, 0, 1).element_spec),
         client_optimizer_fn=tff.learning.optimizers.build_sgdm(settings.learning_rate, settings.momentum),
         server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
         client_weighting=tff.learning.ClientWeighting.NUM_EXAMPLES,
     )
-    learner = federation(folders, sizes, settings, model=seed_cnn)  # starts the engine
-    start = learner.weights()
-    state = process.set_model_weights(process.initialize(), tff.learning.models.ModelWeights(start, []))
-    for round_num in (1, 2):
-        learner.do_round(round_num)
-        state = process.next(state, [dataset(client, round_num) for client in range(2)]).state
-        theirs = [np.asarray(weight) for weight in process.get_model_weights(state).trainable]
-        assert distance(learner.weights(), theirs) < TOLERANCE
-    assert distance(learner.weights(), start) > 1e-2
+    assert_equals_tffs_own(federation(folders, sizes, settings, model=seed_cnn), process, sizes, settings)
 
 
 def test_one_client_is_plain_sgd(folders):
@@ -168,10 +91,7 @@ def test_one_client_is_plain_sgd(folders):
 def test_cohort_sampling_trains_only_the_cohort(folders):
     """Two of three clients a round: the mean is over those two, and who they are follows from seed and round."""
     settings = LocalSettings(batch_size=4, learning_rate=0.05, momentum=0.0)
-    images, labels, parts = hospitals(SIZES)
-    process = build_process(FEDAVG, softmax_regression, settings)
-    files = write_client_files(folders / "clients", images, labels, parts)
-    learner = FederatedLearner(process, files, ONES, clients_per_round=2, seed=SEED)
+    learner = federation(folders, SIZES, settings, clients_per_round=2)
     expected, cohorts = learner.weights(), set()
     for round_num in (1, 2, 3, 4):
         cohort = seeding.cohort(SEED, round_num, num_clients=3, clients_per_round=2)

@@ -1,6 +1,7 @@
 """Writes the golden metrics anew, after a change that is meant to change them:
 
-    python tests/golden/regenerate.py
+    python tests/golden/regenerate.py            # all
+    python tests/golden/regenerate.py scaffold   # those that are named
 
 Say in the commit why they changed. The tests import `three_rounds` from here; they never write.
 """
@@ -12,7 +13,20 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-METHODS = ("centralized", "local", "fedavg")
+#: By method: its fields beside the golden ones.
+METHODS = {
+    "centralized": {},
+    "local": {},
+    "fedavg": {},
+    "scaffold": {
+        "model": "small_cnn", "partition": "dirichlet", "dirichlet_alpha": 1.0, "client_momentum": 0.0,
+        "server_learning_rate": 0.8,
+    },
+    "fedadam": {
+        "model": "small_cnn", "partition": "pathological", "classes_per_client": 2, "client_momentum": 0.0,
+        "server_learning_rate": 0.01,
+    },
+}
 
 
 def three_rounds(method: str, **fields) -> dict:
@@ -20,7 +34,7 @@ def three_rounds(method: str, **fields) -> dict:
 
     Args:
       method: one of METHODS.
-      **fields: of the configuration, other than the golden ones.
+      **fields: of the configuration, other than the golden ones and the method's.
     Returns:
       config, dataset_fingerprint, view_sizes (images by "client split"), and the rows [round, client, split, metric,
       value] of the learning curves.
@@ -33,7 +47,7 @@ def three_rounds(method: str, **fields) -> dict:
         "num_clients": 1 if method == "centralized" else 4, "num_images": 96, "image_size_px": 24, "total_rounds": 3,
         "client_epochs_per_round": 1, "client_batch_size": 8, "client_learning_rate": 0.03, "seed": 0,
     }
-    config = plans.base_config("smoke", "phantom_brain", method=method, **(golden | fields))
+    config = plans.base_config("smoke", "phantom_brain", method=method, **(golden | METHODS[method] | fields))
     record = run(config, experiment="golden", progress=False)
     curve = record.metrics.query("metric in ('loss', 'accuracy')")
     sizes = {"all test": len(record.predictions) // record.predictions["client"].nunique()}
@@ -58,10 +72,10 @@ def write(golden: dict, path: Path) -> None:
     path.write_text(head[:-2] + f',\n  "rows": [\n    {rows}\n  ]\n}}\n')
 
 
-def main() -> None:
+def main(methods: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"FL_UTILS_RESULTS": f"{folder}/results", "FL_UTILS_CACHE": f"{folder}/cache"}
-        for method in METHODS:
+        for method in methods or METHODS:
             write(three_rounds(method), FOLDER / f"{method}.json")
         if "tensorflow_federated" in sys.modules:
             from fl_utils.learning import engine
@@ -70,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

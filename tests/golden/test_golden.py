@@ -14,6 +14,7 @@ import json
 
 import pytest
 
+from fl_utils.config import make_config
 from tests.golden.regenerate import FOLDER, METHODS, three_rounds
 
 LOSS_TOLERANCE = 1e-4
@@ -23,8 +24,10 @@ pytestmark = pytest.mark.usefixtures("folders")
 @pytest.mark.parametrize("method", METHODS)
 def test_three_rounds(method):
     golden, now = json.loads((FOLDER / f"{method}.json").read_text()), three_rounds(method)
-    assert now["config"] == golden["config"] and now["view_sizes"] == golden["view_sizes"]
     assert now["dataset_fingerprint"] == golden["dataset_fingerprint"], "the phantoms are others; see regenerate.py"
+    # A field that was added later stands at its default there, as in a record of before.
+    assert make_config(**now["config"]) == make_config(**golden["config"])
+    assert now["view_sizes"] == golden["view_sizes"]
     assert [row[:4] for row in now["rows"]] == [row[:4] for row in golden["rows"]]
     for (*name, value), (*_, expected) in zip(now["rows"], golden["rows"], strict=True):
         _, client, split, metric = name

@@ -18,7 +18,7 @@ from fl_utils.data import fetch as fetching
 from fl_utils.data import load
 from fl_utils.data.cards_page import cards_page
 from fl_utils.data.catalogue import CARDS
-from fl_utils.experiments import leakage, plans, run
+from fl_utils.experiments import leakage, parallel, plans, run
 
 COMMANDS = ("reproduce", "figures", "sweep", "doctor", "data")
 
@@ -461,7 +461,7 @@ def test_a_defect_keeps_its_traceback(monkeypatch):
 
 def test_ctrl_c_ends_with_a_sentence(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["fl-utils", "sweep", "--profile", "smoke"])
-    monkeypatch.setattr(plans, "configs_01", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setitem(plans.NOTEBOOK_CONFIGS, "01", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 130 and "the same command goes on from there" in capsys.readouterr().err
@@ -475,37 +475,48 @@ def test_doctor_examines_and_passes_its_exit_code_on(monkeypatch):
 
 @pytest.fixture
 def swept(monkeypatch):
-    """Configuration and experiment of what `sweep` would train."""
-    runs = []
+    """(configuration, experiment) of what `sweep` would train, and how."""
+    runs, options = [], []
 
-    def note(configs, *, experiment=plans.CLASSIFICATION):
+    def note(configs, *, experiment, workers, ray_address, **_):
         runs.extend((config, experiment) for config in configs)
+        options.append((workers, ray_address))
+        return list(configs)
 
-    monkeypatch.setattr(plans, "sweep", note)
-    return runs
+    monkeypatch.setattr(parallel, "sweep", note)
+    return runs, options
 
 
 def test_sweep_runs_the_notebooks_of_every_data_set_or_of_one(swept):
+    runs, options = swept
     text = called("sweep", "--profile", "smoke").output
-    assert text.startswith("phantom_brain: ") and "phantom_chest: " in text
-    assert {config.dataset for config, _ in swept} == {"phantom_brain", "phantom_chest"}
-    assert {config.method for config, _ in swept} == {"centralized", "local", "fedavg"}
-    assert {experiment for _, experiment in swept} == {plans.CLASSIFICATION}  # on phantoms all splits are the same
-    swept.clear()
+    assert "01 phantom_brain, classification: " in text and "02 phantom_chest, classification: " in text
+    assert {config.dataset for config, _ in runs} == {"phantom_brain", "phantom_chest"}
+    assert {config.method for config, _ in runs} >= {"centralized", "local", "fedavg"}
+    assert set(options) == {(1, None)}, "one run after another unless asked otherwise"
+    runs.clear()
     called("sweep", "--profile", "smoke", "--dataset", "phantom_chest")
-    assert {config.dataset for config, _ in swept} == {"phantom_chest"}
+    assert {config.dataset for config, _ in runs} == {"phantom_chest"}
+
+
+def test_sweep_runs_chosen_notebooks_and_says_with_what(swept):
+    runs, options = swept
+    called("sweep", "--profile", "smoke", "--only", "02", "--dataset", "phantom_chest", "--workers", "3")
+    assert [config for config, _ in runs] == plans.configs_02("smoke", "phantom_chest")
+    assert options == [(3, None)]
+    called("sweep", "--profile", "smoke", "--only", "01", "--ray-address", "10.0.0.1:6379")
+    assert options[1:] == [(1, "10.0.0.1:6379")] * 2
+    assert called("sweep", "--workers", "0").exit_code == 2
 
 
 def test_sweep_keeps_the_runs_on_other_splits_apart(swept, monkeypatch):
-    for module, name, count in ((plans, "configs_01", 1), (plans, "configs_02", 2), (leakage, "configs_00", 3)):
-        monkeypatch.setattr(module, name, lambda profile, dataset, name=name, count=count: [(name, dataset)] * count)
-    assert called("sweep", "--profile", "paper", "--dataset", "brain_mri").output == "brain_mri: 6 runs are there.\n"
-    expected = (
-        ("configs_01", plans.CLASSIFICATION, 1),
-        ("configs_02", plans.CLASSIFICATION, 2),
-        ("configs_00", leakage.LEAKAGE, 3),
-    )
-    assert swept == [((name, "brain_mri"), experiment) for name, experiment, count in expected for _ in range(count)]
+    monkeypatch.setattr(leakage, "configs_00", lambda profile, dataset, progress: [("00", dataset)] * 3)
+    for number, count in (("01", 1), ("02", 2)):
+        made = [(number, "brain_mri")] * count
+        monkeypatch.setitem(plans.NOTEBOOK_CONFIGS, number, lambda *_, made=made: made)
+    called("sweep", "--profile", "paper", "--dataset", "brain_mri", "--only", "00", "--only", "01", "--only", "02")
+    expected = (("00", leakage.LEAKAGE, 3), ("01", plans.CLASSIFICATION, 1), ("02", plans.CLASSIFICATION, 2))
+    assert swept[0] == [((number, "brain_mri"), experiment) for number, experiment, n in expected for _ in range(n)]
 
 
 def test_figures_with_a_missing_record_do_not_train(data, tmp_path, monkeypatch, capsys):

@@ -1,11 +1,16 @@
 """Configurations: what cannot be is refused with the field, what was read and what was expected."""
 
 import json
+from pathlib import Path
+from typing import get_args
 
 import pydantic
 import pytest
 
-from fl_utils.config import ConfigError, ExperimentConfig, make_config
+from fl_utils import records
+from fl_utils.config import METHOD_FIELDS, METHOD_LABELS, PARTITION_FIELD, ConfigError, ExperimentConfig, Method, make_config
+
+RUNS = Path(__file__).resolve().parents[2] / "results" / "runs"
 
 FEDAVG = {
     "dataset": "brain_mri", "method": "fedavg", "partition": "iid", "num_clients": 4, "seed": 0, "profile": "paper",
@@ -13,6 +18,14 @@ FEDAVG = {
 }  # fmt: skip
 CENTRALIZED = FEDAVG | {"method": "centralized", "partition": "pooled", "num_clients": 1}
 LOCAL = FEDAVG | {"method": "local"}
+SKEWED = {
+    "dirichlet": {"dirichlet_alpha": 0.5}, "pathological": {"classes_per_client": 2},
+    "quantity": {"quantity_alpha": 0.5}, "feature": {}, "natural": {}, "iid": {},
+}  # fmt: skip
+NEEDS = {
+    "fedprox": {"proximal_strength": 0.1}, "fedavgm": {"server_momentum": 0.5}, "mimelite": {"server_momentum": 0.5},
+    "finetuned": {"personal_epochs": 1}, "local_norm": {"model": "norm_cnn_group"},
+}  # fmt: skip
 
 
 def refused(fields):
@@ -52,11 +65,12 @@ def test_missing_fields_are_all_named():
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("method", "fedsgd", "'centralized', 'local' or 'fedavg'"),
-        ("partition", "dirichlet", "'pooled', 'iid' or 'natural'"),
+        ("method", "fedfoo", "'centralized', 'local', 'fedsgd', 'fedavg', 'fedprox'"),
+        ("partition", "skewed", "'pooled', 'iid', 'natural', 'dirichlet'"),
         ("profile", "big", "'smoke', 'quick' or 'paper'"),
         ("split", "leaky", "'deduplicated', 'near', 'pictures'"),
-        ("model", "vgg", "'seed_cnn' or 'residual_gn'"),
+        ("model", "vgg", "'seed_cnn', 'residual_gn', 'small_cnn'"),
+        ("norm_statistics", "forgotten", "'averaged' or 'dropped'"),
         ("num_clients", 0, "greater than or equal to 1"),
         ("num_clients", 1001, "less than or equal to 1000"),
         ("num_clients", 2.5, "valid integer"),
@@ -74,6 +88,14 @@ def test_missing_fields_are_all_named():
         ("client_learning_rate", float("inf"), "finite number"),
         ("client_momentum", 1.0, "less than 1"),
         ("server_learning_rate", -1.0, "greater than 0"),
+        ("dirichlet_alpha", 0.0, "greater than 0"),
+        ("dirichlet_alpha", float("inf"), "finite number"),
+        ("quantity_alpha", -0.5, "greater than 0"),
+        ("classes_per_client", 0, "greater than or equal to 1"),
+        ("proximal_strength", -0.1, "greater than or equal to 0"),
+        ("proximal_strength", float("nan"), "finite number"),
+        ("server_momentum", 1.0, "less than 1"),
+        ("personal_epochs", -1, "greater than or equal to 0"),
         ("augment", "perhaps", "valid boolean"),
     ],
 )
@@ -102,3 +124,72 @@ def test_fields_that_do_not_fit_together_are_named(fields, said):
     text = refused(fields)
     assert all(part in text for part in said), text
     assert "Value error" not in text and "pydantic" not in text
+
+
+@pytest.mark.parametrize("partition", SKEWED)
+@pytest.mark.parametrize("method", [method for method in get_args(Method) if method != "centralized"])
+def test_every_method_goes_with_every_partition(method, partition):
+    fields = FEDAVG | {"method": method, "partition": partition} | SKEWED[partition] | NEEDS.get(method, {})
+    config = make_config(**fields)
+    assert make_config(**json.loads(json.dumps(config.model_dump()))) == config
+    assert config.federated == (method != "local")
+
+
+@pytest.mark.parametrize("partition", PARTITION_FIELD)
+def test_a_partition_needs_its_field(partition):
+    text = refused(FEDAVG | {"partition": partition})
+    assert f"{PARTITION_FIELD[partition]} is None with partition '{partition}'; the partition needs it" in text
+
+
+@pytest.mark.parametrize("field", PARTITION_FIELD.values())
+@pytest.mark.parametrize("partition", SKEWED)
+def test_a_field_of_another_partition_is_refused(partition, field):
+    if PARTITION_FIELD.get(partition) == field:
+        return
+    text = refused(FEDAVG | {"partition": partition, field: 2} | SKEWED[partition])
+    assert f"{field} is 2" in text and f"with partition '{partition}'; leave it out: no such skew there" in text
+
+
+@pytest.mark.parametrize("field", METHOD_FIELDS)
+def test_a_method_needs_its_field_and_no_other_takes_it(field):
+    methods = METHOD_FIELDS[field]
+    said = f"it must be above 0 for {' and '.join(methods)}, and is for no other method"
+    for method in methods:
+        text = refused(FEDAVG | {"method": method})
+        assert f"{field} is 0" in text and f"with method '{method}'" in text and said in text
+    for method in set(get_args(Method)) - {"centralized", *methods}:
+        text = refused(FEDAVG | {"method": method} | NEEDS.get(method, {}) | {field: 0.5 if field != "personal_epochs" else 1})
+        assert f"with method '{method}'; {said}" in text
+
+
+@pytest.mark.parametrize("model", ["seed_cnn", "residual_gn", "small_cnn"])
+def test_local_norm_needs_norm_layers(model):
+    text = refused(FEDAVG | {"method": "local_norm", "model": model})
+    assert f"model '{model}' has no normalisation layers for 'local_norm'; use norm_cnn_group" in text
+    for good in ("norm_cnn_group", "norm_cnn_batch"):
+        assert make_config(**FEDAVG | {"method": "local_norm", "model": good}).federated
+
+
+def test_pooled_images_of_scanners():
+    """One model on all images as the hospitals' scanners show them: with the hospitals' number, as it decides the scanners."""
+    config = make_config(**CENTRALIZED | {"partition": "feature", "num_clients": 4})
+    assert not config.federated and config.num_clients == 4
+    for partition, fields in SKEWED.items():
+        if partition != "feature":
+            text = refused(CENTRALIZED | {"partition": partition, "num_clients": 4} | fields)
+            assert f"partition '{partition}' was given with method 'centralized'" in text
+
+
+def test_every_method_has_a_label():
+    assert set(METHOD_LABELS) == set(get_args(Method)) and len(set(METHOD_LABELS.values())) == len(METHOD_LABELS)
+
+
+@pytest.mark.parametrize("experiment", ["classification", "tuning", "leakage"])
+def test_committed_records_keep_their_names(experiment):
+    """A field that was added later, or a default that changed, would orphan them."""
+    folders = sorted((RUNS / experiment).glob("[!.]*/"))
+    assert folders
+    for folder in folders:
+        config = make_config(**json.loads((folder / "config.json").read_text()))
+        fingerprint = json.loads((folder / "environment.json").read_text())["dataset_fingerprint"]
+        assert records.run_id(config, fingerprint) == folder.name

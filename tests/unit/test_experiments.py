@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 
 from fl_utils import paths, records, seeding
 from fl_utils.config import ConfigError, ExperimentConfig
@@ -17,6 +18,8 @@ from fl_utils.experiments import run as run_module
 from fl_utils.experiments.hospitals import share_out
 from fl_utils.experiments.run import dataset_of, run
 from fl_utils.learning.errors import TrainingError
+from fl_utils.learning.local import LocalSettings, LocalTrainer, class_weights, make_predictor
+from fl_utils.models.classifiers import build_model
 
 METHODS = ("centralized", "local", "fedavg")
 PARTS = ("train", "validation", "test")
@@ -130,8 +133,8 @@ def test_unknown_profile_or_data_set():
         plans.settings_of("huge")
     with pytest.raises(ConfigError, match="'smoke' has no data set 'brain_mri'; it has phantom_brain"):
         plans.base_config("smoke", "brain_mri", method="local")
-    with pytest.raises(ConfigError, match="server_momentum: no such field"):
-        smoke("fedavg", server_momentum=0.5)
+    with pytest.raises(ConfigError, match="momentum: no such field"):
+        smoke("fedavg", momentum=0.5)
 
 
 @pytest.mark.parametrize("num_clients", [4, 5])
@@ -288,9 +291,84 @@ def test_diverged_run_leaves_no_record(folders):
     assert not list((paths.runs_root("smoke") / "diverged").glob("*"))
 
 
-def test_sweep_and_its_table(smoke_runs):
-    runs = plans.sweep([smoke(method) for method in METHODS], experiment="unit", progress=False)
+def test_sweep_runs_all_and_hands_on_the_facts(smoke_runs, folders):
+    configs = [smoke(method) for method in METHODS]
+    runs = plans.sweep(configs, experiment="unit", progress=False, facts=lambda config: {"never": "written"})
     assert [record.path for record in runs] == [record.path for record in smoke_runs.values()]
-    table = plans.table_of(runs)
-    assert len(table) == sum(len(record.metrics) for record in runs) and table.notna().all(axis=None)
-    assert table.groupby("method")["cohort_size"].first().to_dict() == {"centralized": 1, "local": 4, "fedavg": 4}
+    assert not any("never" in record.environment for record in runs)  # they were there, and stay as they are
+    (record,) = plans.sweep(
+        [smoke("centralized", seed=4, total_rounds=1)], experiment="facts", progress=False,
+        facts=lambda config: {"tuning": {"seed": config.seed}},
+    )  # fmt: skip
+    assert record.environment["tuning"] == {"seed": 4} and record.environment["synthetic"] is True
+
+
+# Methods that end with a model a hospital
+
+
+PERSONAL = {"client_momentum": 0.0, "client_learning_rate": 0.05, "total_rounds": 2}
+
+
+def kept_weights(record):
+    with np.load(paths.cache_root() / "models" / f"{record.path.name}_all.npz") as arrays:
+        return [arrays[name] for name in arrays.files]
+
+
+def assert_predictions(record, expected):
+    """The record's test predictions are `expected` [N, K], where a column of it is kept to 5 decimals."""
+    found = record.predictions[[f"p{k}" for k in range(4)]].to_numpy()
+    np.testing.assert_allclose(found, expected[record.predictions["example"]], atol=2e-5)
+
+
+def test_fine_tuning_is_local_training_from_fedavgs_best_model(folders):
+    """Trained by hand at each hospital on its own images; each image is judged by the model of its hospital."""
+    config = smoke("finetuned", model="small_cnn", personal_epochs=2, **PERSONAL)
+    record = run(config, experiment="personal", progress=False)
+    common = run(smoke("fedavg", model="small_cnn", **PERSONAL), experiment="personal", progress=False)
+    start, data = kept_weights(record), dataset_of("phantom_brain", 24, 96)
+    assert all(np.array_equal(a, b) for a, b in zip(start, kept_weights(common), strict=True))
+    hospitals = share_out(data, config)
+    everything = np.concatenate(hospitals.train)
+    weights = class_weights(data.labels[everything], 4)
+    settings = LocalSettings(config.client_batch_size, 2, config.client_learning_rate, 0.0, "shift_rotate_flip")
+    expected = np.zeros((len(data), 4), np.float32)
+    for client, own in enumerate(hospitals.train):
+        trainer = LocalTrainer(build_model("small_cnn", (24, 24, 1), 4), settings)
+        trainer.set_weights(start)
+        seed = seeding.tf_seed(config.seed, "fine_tuning", client)
+        trainer.run(tf.constant(data.images[own]), tf.constant(data.labels[own], tf.int32), tf.constant(weights), tf.constant(seed))
+        held = hospitals.test[client]
+        expected[held] = make_predictor(trainer.model)(data.images[held])
+    assert_predictions(record, expected)
+    assert np.abs(common.predictions["p0"] - record.predictions["p0"]).max() > 1e-3  # the tuning moved something
+    # It counts as one more round; those before are FedAvg's.
+    assert record.environment["selected_round"] == {"all": 3} and set(record.metrics["round"]) == {1, 2, 3}
+    curve = record.metrics.query("round < 3").reset_index(drop=True)
+    federated = common.metrics[common.metrics["metric"].isin(set(curve["metric"]))].reset_index(drop=True)
+    pd.testing.assert_frame_equal(curve, federated)
+    last = record.metrics.query("round == 3 and split == 'own_test' and metric == 'accuracy'").set_index("client")["value"]
+    for client, held in enumerate(hospitals.test):
+        assert last[str(client)] == pytest.approx(np.mean(expected[held].argmax(axis=1) == data.labels[held]), abs=1e-6)
+
+
+@pytest.mark.parametrize("model", ["norm_cnn_group", "norm_cnn_batch"])
+def test_own_norm_layers_are_judged_at_home(folders, model):
+    """The kept weights are the common ones, then every hospital's own; each image is predicted by its hospital's."""
+    config = smoke("local_norm", model=model, **PERSONAL)
+    record = run(config, experiment="personal", progress=False)
+    data, hospitals = dataset_of("phantom_brain", 24, 96), share_out(dataset_of("phantom_brain", 24, 96), config)
+    network = build_model(model, (24, 24, 1), 4)
+    variables = network.trainable_variables + network.non_trainable_variables
+    home = [i for i, variable in enumerate(variables) if "norm" in variable.name]
+    kept = kept_weights(record)
+    assert len(kept) == len(variables) + 4 * len(home)
+    expected = np.zeros((len(data), 4), np.float32)
+    for client, held in enumerate(hospitals.test):
+        own = dict(zip(home, kept[len(variables) + client * len(home) :], strict=False))
+        for i, variable in enumerate(variables):
+            variable.assign(own.get(i, kept[i]))
+        expected[held] = make_predictor(network)(data.images[held])
+    assert_predictions(record, expected)
+    initial = [weight for weight in build_model(model, (24, 24, 1), 4).weights if "norm" in weight.name]
+    scales = [kept[i] for i in home]
+    assert sorted(map(float, map(np.sum, scales))) == sorted(float(np.sum(weight)) for weight in initial)  # never moved

@@ -253,3 +253,84 @@ def test_predictor_gives_probabilities_whatever_the_batch():
     assert whole.shape == (7, 3) and whole.dtype == np.float32
     np.testing.assert_allclose(whole, expected, atol=1e-6)
     np.testing.assert_allclose(parts, whole, atol=1e-6)
+
+
+def trainer_of(model="softmax_regression", **settings):
+    return LocalTrainer(build_model(model, (6, 6, 1), 3), LocalSettings(**{"momentum": 0.0, "learning_rate": 0.1} | settings))
+
+
+def values_of(variables):
+    return [variable.numpy() for variable in variables]
+
+
+def test_correction_is_added_to_every_gradient():
+    images, labels = data_of(6)
+    correction = [np.random.default_rng(i).normal(size=v.shape).astype(np.float32) for i, v in enumerate(trainer_of().variables)]
+    trainer = trainer_of(batch_size=6, epochs=2)
+    expected = values_of(trainer.variables)
+    for _ in range(2):
+        trainer.set_weights(expected)
+        parts, _ = gradient(trainer, images, labels, [1, 1, 1])
+        expected = [w - 0.1 * (g + c) for w, g, c in zip(expected, parts, correction, strict=True)]
+    trainer.set_weights([np.zeros_like(weight) for weight in expected])
+    trainer.run(*tensors(images, labels), correction=[tf.constant(c) for c in correction])
+    for variable, value in zip(trainer.variables, expected, strict=True):
+        np.testing.assert_allclose(variable.numpy(), value, atol=1e-6)
+
+
+def test_proximal_term_pulls_back_to_where_the_round_started():
+    """The first step feels nothing of it; with gradients of 0 (class weights 0) nothing moves at all."""
+    images, labels = data_of(8)
+    start = [np.full(v.shape, 0.01, np.float32) for v in trainer_of().variables]
+    ends = {}
+    for mu in (0.0, 0.5, 5.0):
+        for passes in (1, 4):
+            trainer = trainer_of(batch_size=8, epochs=passes, proximal_strength=mu)
+            trainer.set_weights(start)
+            trainer.run(*tensors(images, labels))
+            ends[mu, passes] = sum(float(np.square(v - w).sum()) for v, w in zip(values_of(trainer.variables), start, strict=True))
+    assert ends[0.0, 1] == ends[0.5, 1] == ends[5.0, 1] > 0
+    assert ends[0.0, 4] > ends[0.5, 4] > ends[5.0, 4] > 0
+    trainer.set_weights(start)
+    trainer.run(*tensors(images, labels, weights=(0, 0, 0)))
+    assert all(np.array_equal(v, w) for v, w in zip(values_of(trainer.variables), start, strict=True))
+
+
+@pytest.mark.parametrize("num", [5, 256, 257, 600])
+def test_full_gradient_is_that_of_all_examples(num):
+    """Taken in parts of 256; nothing is changed by it."""
+    images, labels = data_of(num)
+    weights = [0.5, 1.0, 2.0]
+    trainer = trainer_of()
+    trainer.set_weights([np.random.default_rng(2).normal(size=v.shape, scale=0.1) for v in trainer.variables])
+    before = values_of(trainer.variables)
+    expected, loss = gradient(trainer, images, labels, weights)
+    found, found_loss = trainer.full_gradient(*tensors(images, labels, weights))
+    for part, value in zip(found, expected, strict=True):
+        np.testing.assert_allclose(part.numpy(), value, atol=1e-6)
+    assert float(found_loss) == pytest.approx(loss, abs=1e-6)
+    assert all(np.array_equal(v, w) for v, w in zip(values_of(trainer.variables), before, strict=True))
+
+
+@pytest.mark.parametrize("num, epochs, steps", [(1, 1, 1), (8, 1, 2), (9, 1, 3), (9, 3, 9)])
+def test_number_of_steps(num, epochs, steps):
+    assert int(trainer_of(batch_size=4, epochs=epochs).num_steps(tf.constant(num))) == steps
+
+
+@pytest.mark.parametrize("statistics, num_weights", [("averaged", 16), ("dropped", 12)])
+def test_what_travels_of_batch_norm(statistics, num_weights):
+    """Dropped statistics go back to 0 and 1 with every new set of weights; averaged ones are part of it."""
+    images, labels = data_of(8)
+    trainer = trainer_of("norm_cnn_batch", batch_size=4, norm_statistics=statistics)
+    assert len(trainer.weights) == num_weights and len(trainer.variables) == 12
+    initial = values_of(trainer.model.non_trainable_variables)
+    assert [set(value.ravel()) for value in initial] == [{0.0}, {1.0}] * 2
+    start = values_of(trainer.weights)
+    trainer.run(*tensors(images, labels))
+    moved = values_of(trainer.model.non_trainable_variables)
+    assert all(np.abs(a - b).max() > 1e-4 for a, b in zip(initial, moved, strict=True))
+    if statistics == "averaged":
+        trainer.set_weights(values_of(trainer.weights))
+        assert all(np.array_equal(a, v.numpy()) for a, v in zip(moved, trainer.model.non_trainable_variables, strict=True))
+    trainer.set_weights(start)
+    assert all(np.array_equal(a, v.numpy()) for a, v in zip(initial, trainer.model.non_trainable_variables, strict=True))

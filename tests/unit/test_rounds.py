@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from fl_utils.learning.errors import CacheError, TrainingError
-from fl_utils.learning.rounds import Judge, View, load_checkpoint, run_rounds, save_checkpoint
+from fl_utils.learning.rounds import Judge, PersonalJudge, View, load_checkpoint, run_rounds, save_checkpoint
 from fl_utils.models.classifiers import build_model
 
 
@@ -84,7 +84,54 @@ def test_rows_and_reports(judge):
     assert values(result, 4, "train", "loss") == [0.25, 2.0]
     assert [round_num for round_num, _ in reported] == [1, 2, 3, 4, 5]
     assert [report["accuracy"] for _, report in reported] == [0.5, 1, 0, 1, 0.5]  # the first view's
-    assert set(reported[0][1]) == {"accuracy", "balanced_accuracy", "loss"}
+    metrics = {"accuracy", "balanced_accuracy", "loss"}  # and those of its other split
+    assert set(reported[0][1]) == metrics | {f"test_{metric}" for metric in metrics}
+    assert [report["test_accuracy"] for _, report in reported] == [0, 0, 1, 1, 0.5]
+
+
+def test_reports_leave_out_other_clients(judge):
+    views = [*judge.views, View("0", "validation", np.array([0])), View("0", "own_test", np.array([2]))]
+    reported = []
+    run_rounds(Scripted(SCRIPT), Judge(judge.model, judge.images, judge.labels, views), total_rounds=2,
+               on_round=lambda *report: reported.append(report[1]))  # fmt: skip
+    assert set(reported[0]) == {f"{split}{metric}" for split in ("", "test_") for metric in ("accuracy", "balanced_accuracy", "loss")}
+    assert [report["accuracy"] for report in reported] == [0.5, 1]
+
+
+def test_personal_judge_takes_the_model_of_the_hospital_that_holds_the_image(judge):
+    """Hospital 0 has pixels 0 and 2, hospital 1 has 1 and 3, and the matrix stays at home; nobody holds nothing."""
+    personal = PersonalJudge(judge.model, judge.images, judge.labels, judge.views, [np.array([0, 2]), np.array([3, 1]), np.array([], int)], [0])
+    bias = np.array([0.25, 0.0], np.float32)
+    matrices = [classifier(0, 2, sure=3.0)[0], classifier(3, sure=2.0)[0], np.full((4, 2), np.nan)]
+    found = personal.predict([np.full((4, 2), np.nan), bias, *matrices])
+    for client, held in ((0, [0, 2]), (1, [1, 3])):
+        logits = matrices[client][held] + bias
+        expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(found[held], expected, atol=1e-6)
+    assert found.argmax(axis=1).tolist() == [0, 0, 0, 1]
+    rows, (accuracy, _) = personal.score([np.full((4, 2), np.nan), bias, *matrices])
+    assert accuracy == 0.5 and ("all", "test", "accuracy", 1.0) in rows
+
+
+def test_personal_judge_with_the_same_model_everywhere_is_the_judge(judge):
+    weights = [np.asarray(weight, np.float32) for weight in classifier(0, 3)]
+    personal = PersonalJudge(judge.model, judge.images, judge.labels, judge.views, [np.array([0, 1]), np.array([2, 3])], [0, 1])
+    assert np.array_equal(personal.predict([*weights, *weights, *weights]), judge.predict(weights))
+
+
+def test_statistics_that_did_not_travel_stay_at_their_beginning():
+    """Judged are mean 0 and variance 1 of BatchNorm where its statistics are dropped, those given where they travel."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 8, 8, 1), np.uint8)
+    model = build_model("norm_cnn_batch", (8, 8, 1), 2, seed=1)
+    dropped = Judge(model, images, rng.integers(0, 2, 6), [View("all", "validation", np.arange(6))])
+    weights = [weight.numpy() for weight in model.trainable_variables]
+    statistics = [weight.numpy() for weight in model.non_trainable_variables]
+    assert np.array_equal(dropped.predict(weights), dropped.predict(weights + statistics))
+    for variable, value in zip(model.non_trainable_variables, statistics, strict=True):
+        assert np.array_equal(variable.numpy(), value)
+    moved = dropped.predict(weights + [value + 1 for value in statistics])
+    assert np.abs(moved - dropped.predict(weights + statistics)).max() > 1e-3
 
 
 def test_rows_that_no_view_uses_are_not_predicted(judge):

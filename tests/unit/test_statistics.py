@@ -1,10 +1,22 @@
 """Intervals and tests against SciPy, against hand-computed numbers, and their coverage by simulation."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from fl_utils.statistics import Interval, cluster_bootstrap, holm, paired_seed_test, seed_interval
+from fl_utils.statistics import (
+    Interval,
+    average_ranks,
+    cluster_bootstrap,
+    critical_difference,
+    friedman_test,
+    gini,
+    holm,
+    paired_seed_test,
+    seed_interval,
+    share_recovered,
+)
 
 A = [0.81, 0.84, 0.79, 0.86, 0.82]
 B = [0.78, 0.83, 0.80, 0.81, 0.79]
@@ -161,3 +173,118 @@ def test_the_paired_test_errs_in_5_percent_when_nothing_differs():
         shared = rng.normal(0, 0.05, 5)
         errs += paired_seed_test(shared + rng.normal(0, 0.01, 5), shared + rng.normal(0, 0.01, 5)).p_value < 0.05
     assert errs / 1000 == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / 1000))
+
+
+# --- ranks ---
+
+#: Demsar 2006, table 6: AUC of C4.5 and three variants on 14 data sets; his ranks, chi-square and differences.
+DEMSAR = pd.DataFrame(
+    {
+        "c45": [0.763, 0.599, 0.954, 0.628, 0.882, 0.936, 0.661, 0.583, 0.775, 1.000, 0.940, 0.619, 0.972, 0.957],
+        "m": [0.768, 0.591, 0.971, 0.661, 0.888, 0.931, 0.668, 0.583, 0.838, 1.000, 0.962, 0.666, 0.981, 0.978],
+        "cf": [0.771, 0.590, 0.968, 0.654, 0.886, 0.916, 0.609, 0.563, 0.866, 1.000, 0.965, 0.614, 0.9751, 0.946],
+        "m_cf": [0.798, 0.569, 0.967, 0.657, 0.898, 0.931, 0.685, 0.625, 0.875, 1.000, 0.962, 0.669, 0.975, 0.970],
+    }
+)
+
+
+def test_ranks_of_a_published_table():
+    np.testing.assert_allclose(average_ranks(DEMSAR), [3.143, 2.000, 2.893, 1.964], atol=0.0006)
+    result = friedman_test(DEMSAR)
+    # The paper's 9.28 is without the correction for ties that SciPy makes.
+    ranks = DEMSAR.rank(axis=1, ascending=False)
+    plain = 12 * 14 / (4 * 5) * ((ranks.mean() ** 2).sum() - 4 * 25 / 4)
+    assert plain == pytest.approx(9.28, abs=0.01)
+    ties = 1 - sum((n**3 - n) for _, row in ranks.iterrows() for n in row.value_counts()) / (14 * (4**3 - 4))
+    assert result.statistic == pytest.approx(plain / ties) and (result.num_methods, result.num_blocks) == (4, 14)
+    assert result.p_value == pytest.approx(stats.chi2.sf(plain / ties, 3))
+    assert critical_difference(4, 14) == pytest.approx(1.25, abs=0.005)
+    assert critical_difference(4, 14, alpha=0.10) == pytest.approx(1.12, abs=0.005)
+
+
+def test_q_is_demsars_table_5():
+    table = {
+        0.05: [1.960, 2.343, 2.569, 2.728, 2.850, 2.949, 3.031, 3.102, 3.164],
+        0.10: [1.645, 2.052, 2.291, 2.459, 2.589, 2.693, 2.780, 2.855, 2.920],
+    }
+    for alpha, values in table.items():
+        for methods, q in zip(range(2, 11), values, strict=True):
+            found = critical_difference(methods, 6, alpha) / np.sqrt(methods * (methods + 1) / 36)
+            assert found == pytest.approx(q, abs=0.0011), (alpha, methods)
+
+
+def test_ties_share_a_rank_also_when_floats_differ_in_the_last_digit():
+    scores = pd.DataFrame({"a": [0.1 + 0.2, 0.5], "b": [0.3, 0.4], "c": [0.2, 0.4]})
+    assert average_ranks(scores).to_dict() == {"a": 1.25, "b": 2.0, "c": 2.75}
+    alike = pd.DataFrame({"a": [0.1 + 0.2, 1.0], "b": [0.3, 1.0], "c": [0.3, 1.0]})
+    assert friedman_test(alike).p_value == 1 and friedman_test(alike).statistic == 0
+
+
+def test_ranks_refuse_what_is_not_whole():
+    with pytest.raises(ValueError, match="the methods c45, m, cf, m_cf. Leave out blocks that are not whole"):
+        average_ranks(DEMSAR.replace(0.599, np.nan))
+    with pytest.raises(ValueError, match="at least 2 block.s. and 3 methods, got 14 blocks and the methods c45, m"):
+        friedman_test(DEMSAR[["c45", "m"]])
+    with pytest.raises(ValueError, match="got 1 blocks"):
+        friedman_test(DEMSAR.iloc[:1])
+    with pytest.raises(ValueError, match="got 14 blocks and the methods m"):
+        average_ranks(DEMSAR[["m"]])
+    for arguments in ((1, 5), (3, 0), (3, 5, 0.0), (3, 5, 1.0)):
+        with pytest.raises(ValueError, match=f"num_methods is {arguments[0]}, num_blocks {arguments[1]}"):
+            critical_difference(*arguments)
+
+
+# --- the recovered share ---
+
+
+def test_share_recovered_is_the_ratio_of_means_with_the_inverted_t_test():
+    local, centralized = np.array([0.60, 0.63, 0.58, 0.62, 0.61]), np.array([0.80, 0.82, 0.81, 0.79, 0.83])
+    federated = np.array([0.75, 0.74, 0.78, 0.75, 0.77])
+    result = share_recovered(federated, local, centralized)
+    assert result.interval.mean == pytest.approx((federated.mean() - local.mean()) / (centralized.mean() - local.mean()))
+    assert (result.interval.num, result.interval.kind, result.reason) == (5, "Fieller over seeds", "")
+    # At its ends the paired t-test is at exactly 5 %.
+    for end in (result.interval.low, result.interval.high):
+        p_value = stats.ttest_1samp(federated - local - end * (centralized - local), 0).pvalue
+        assert p_value == pytest.approx(0.05, abs=1e-9)
+    assert result.interval.low < result.interval.mean < result.interval.high
+
+
+def test_share_recovered_with_a_gap_known_exactly_is_students():
+    federated = [0.70, 0.75, 0.80]
+    share, plain = share_recovered(federated, [0.5] * 3, [0.9] * 3).interval, seed_interval(federated)
+    expected = [(value - 0.5) / 0.4 for value in (plain.mean, plain.low, plain.high)]
+    assert [share.mean, share.low, share.high] == pytest.approx(expected)
+
+
+def test_share_recovered_says_why_a_number_is_missing():
+    no_gap = share_recovered([0.7, 0.8], [0.6, 0.8], [0.7, 0.7])
+    assert np.isnan(no_gap.interval.mean) and no_gap.reason == "centralized is not better than local: no gap"
+    unsure = share_recovered([0.7, 0.8, 0.7], [0.6, 0.8, 0.7], [0.9, 0.7, 0.75])
+    assert np.isfinite(unsure.interval.mean) and np.isnan([unsure.interval.low, unsure.interval.high]).all()
+    assert "not significant" in unsure.reason
+    one = share_recovered([0.7], [0.6], [0.8])
+    assert one.interval.mean == pytest.approx(0.5) and np.isnan(one.interval.low) and one.reason == "one seed has no interval"
+    with pytest.raises(ValueError, match="got 2 federated, 2 local and 1 centralized"):
+        share_recovered([0.7, 0.8], [0.6, 0.7], [0.9])
+
+
+def test_fiellers_interval_of_five_seeds_covers_95_percent():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(2000):
+        local, centralized = rng.normal(0.6, 0.02, 5), rng.normal(0.8, 0.02, 5)
+        interval = share_recovered(rng.normal(0.74, 0.02, 5), local, centralized).interval
+        covered += interval.low <= 0.7 <= interval.high
+    assert covered / 2000 == pytest.approx(0.95, abs=4 * np.sqrt(0.95 * 0.05 / 2000))
+
+
+# --- Gini ---
+
+
+def test_gini_by_hand():
+    assert gini([5, 5, 5]) == 0 and gini([0, 0, 0, 8]) == pytest.approx(0.75) and gini([3]) == 0
+    # Pairs differ by 5, 3 and 2: over all 9 ordered pairs the mean difference is 20/9; the mean is 10/3.
+    assert gini([6, 1, 3]) == pytest.approx((2 * 10 / 9) / 2 / (10 / 3))
+    for sizes in ([-1, 2], [0, 0], []):
+        with pytest.raises(ValueError, match=r"got \["):
+            gini(sizes)

@@ -1,0 +1,50 @@
+"""Which runs each notebook needs, by its number: what is trained before the notebooks are executed."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from fl_utils.config import ExperimentConfig
+from fl_utils.experiments import grid, leakage, plans
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Runs that can be trained side by side.
+
+    Attributes:
+      experiment: folder of their records.
+      configs: the runs.
+      facts: further facts for a run's record, by configuration.
+      may_fail: a run that diverges is an answer (a learning rate that is out), not an error.
+    """
+
+    experiment: str
+    configs: list[ExperimentConfig]
+    facts: Callable[[ExperimentConfig], dict] | None = None
+    may_fail: bool = False
+
+
+#: Notebooks that train beforehand; the others train nothing, or by themselves.
+NUMBERS = ("00", "01", "02", "03")
+
+
+def datasets_of(number: str, profile: str) -> tuple[str, ...]:
+    """The data sets of a notebook in a profile."""
+    return tuple(grid.GRIDS[profile].total_rounds) if number == "03" else plans.datasets_of(profile)
+
+
+def stages(number: str, profile: str, dataset: str, progress: bool = True) -> Iterator[Stage]:
+    """The runs of a notebook on a data set, one stage after another: a stage may need that the one before is there.
+
+    Raises:
+      ConfigError: no such profile, or a notebook that trains nothing.
+    """
+    if number == "00":
+        yield Stage(leakage.LEAKAGE, leakage.configs_00(profile, dataset, progress))
+    elif number in plans.NOTEBOOK_CONFIGS:
+        yield Stage(plans.CLASSIFICATION, plans.NOTEBOOK_CONFIGS[number](profile, dataset, progress))
+    elif number == "03":
+        yield Stage(grid.GRID_TUNING, grid.tuning_03(profile, dataset), may_fail=True)
+        yield Stage(grid.GRID, grid.configs_03(profile, dataset, progress), facts=grid.tuning_facts())
+    else:
+        raise plans.ConfigError(f"Notebook {number!r} trains nothing beforehand; those that do are {', '.join(NUMBERS)}.")
