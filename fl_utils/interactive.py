@@ -15,7 +15,7 @@ import os
 import ipywidgets as widgets
 from matplotlib.figure import Figure
 
-from fl_utils.config import PARTITION_FIELD, ConfigError
+from fl_utils.config import METHOD_LABELS, PARTITION_FIELD, ConfigError
 from fl_utils.data.partition import PartitionError
 from fl_utils.data.types import DataError
 from fl_utils.experiments.live import BOUNDS, METHODS, PARTITIONS, LiveSettings, Playground
@@ -190,7 +190,7 @@ def _controls(settings: LiveSettings, num_classes: int) -> dict[str, widgets.Wid
         "classes_per_client": slider("classes_per_client", "Classes each", num_classes),
         "num_clients": slider("num_clients", "Hospitals"),
         "method": widgets.Dropdown(
-            options=[(words, name) for name, (words, _) in METHODS.items()], value=settings.method,
+            options=[(METHOD_LABELS[name], name) for name in METHODS], value=settings.method,
             description="Algorithm", **_WORDS,
         ),
         "local_epochs": slider("local_epochs", "Local epochs"),

@@ -17,7 +17,6 @@ import typer
 from fl_utils import paths
 from fl_utils.config import ConfigError
 from fl_utils.experiments import notebooks, parallel, plans
-from fl_utils.learning.errors import TrainingError
 from fl_utils.readme import write_readme
 
 #: Keeps warnings, progress and widgets out of what is committed; a notebook's own output stays.
@@ -108,11 +107,8 @@ def train_what_is_missing(
                 start = time.monotonic()
                 runs = parallel.sweep(
                     stage.configs, experiment=stage.experiment, workers=workers, ray_address=ray_address,
-                    progress=progress, facts=stage.facts, errors="return",
+                    progress=progress, facts=stage.facts, keep_diverged=stage.keep_diverged,
                 )
-                failed = {c: r for c, r in zip(stage.configs, runs, strict=True) if isinstance(r, Exception)}
-                if any(not (stage.may_fail and isinstance(error, TrainingError)) for error in failed.values()):
-                    raise parallel.SweepError(failed, len(runs))
                 if runs:
                     typer.echo(
                         f"{number} {name}, {stage.experiment}: {len(runs)} runs are there ({time.monotonic() - start:.0f} s)"

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.spatial.distance import pdist
 
 from fl_utils.data.splits import groups_by_class
+from fl_utils.statistics import gini
 
 
 class PartitionError(ValueError):
@@ -191,8 +192,7 @@ def heterogeneity(counts: np.ndarray) -> dict[str, float]:
     sizes = counts.sum(axis=1)
     mixes = counts[sizes > 0] / sizes[sizes > 0, None]
     distances = pdist(mixes, lambda p, q: _js_distance(p, q))
-    gini = np.abs(sizes[:, None] - sizes).sum() / (2 * len(sizes) * sizes.sum())
-    return {"js_distance": float(distances.mean()) if len(distances) else 0.0, "size_gini": float(gini)}
+    return {"js_distance": float(distances.mean()) if len(distances) else 0.0, "size_gini": gini(sizes)}
 
 
 def _js_distance(p: np.ndarray, q: np.ndarray) -> float:

@@ -9,8 +9,6 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
-from tqdm.auto import tqdm
-
 from fl_utils.config import ConfigError, ExperimentConfig, make_config
 from fl_utils.data.catalogue import card
 from fl_utils.experiments.plans import TUNING_SEED, validation_score
@@ -109,8 +107,8 @@ def partition_fields(partition: str, dataset: str) -> dict:
     return {"partition": partition, **parameters.get(partition, {})}
 
 
-def grid_config(profile: str, dataset: str, **fields) -> ExperimentConfig:
-    """One run at the grid's sizes; `fields` adds and overrides.
+def grid_config(profile: str, dataset: str, /, **fields) -> ExperimentConfig:
+    """One run at the grid's sizes for a data set; `fields` adds and overrides (also the data set).
 
     Raises:
       ConfigError: see `make_config`; the profile's grid has no such data set; "local" with rounds that are no multiple
@@ -149,6 +147,8 @@ def tuning_configs(profile: str, dataset: str, method: str, model: str = "small_
 def tuned(profile: str, dataset: str, method: str, model: str = "small_cnn", progress: bool = True) -> tuple[dict, dict]:
     """The trial with the best validation score, training what is not there; and how it was found, for the record.
 
+    A trial that diverged is out, whatever its score before that.
+
     Returns:
       (fields of a configuration, {"tuning": {seed, partition, trials: [{..., score}]}}).
     Raises:
@@ -158,12 +158,9 @@ def tuned(profile: str, dataset: str, method: str, model: str = "small_cnn", pro
         return UNTUNED[method], {}
     trials = []
     for config, trial in zip(tuning_configs(profile, dataset, method, model), TRIALS[method], strict=True):
-        try:
-            score = validation_score(run(config, experiment=GRID_TUNING, progress=progress))
-        except TrainingError as error:
-            tqdm.write(f"{dataset} {method} {trial}: out. {error}")
-            score = None
-        trials.append({**trial, "score": score})
+        record = run(config, experiment=GRID_TUNING, progress=progress, keep_diverged=True)
+        diverged = "diverged_at_round" in record.environment
+        trials.append({**trial, "score": None if diverged else validation_score(record)})
     scored = [trial for trial in trials if trial["score"] is not None]
     if not scored:
         raise TrainingError(f"{dataset} {method}: training diverged in each of {len(trials)} trials.")
@@ -187,8 +184,9 @@ def grid_arms(profile: str, dataset: str) -> list[dict]:
 def beside_the_grid(dataset: str) -> dict[str, list[dict]]:
     """What notebook 03 runs beside the grid (profile paper), by part; all with every seed.
 
-    alphas: FedAvg over the Dirichlet parameter. many: 50 hospitals, 10 a round. longer: one cell of the grid at three
-    times the rounds. personal: fine-tuned models. norm: normalisation layers.
+    alphas: FedAvg over the Dirichlet parameter. many: 50 hospitals, 10 a round. natural: three real sources of chest
+    X-rays. longer: one cell of the grid at three times the rounds. personal: fine-tuned models. norm: normalisation
+    layers.
     """
     pathological = partition_fields("pathological", dataset)
     parts = {
@@ -205,6 +203,12 @@ def beside_the_grid(dataset: str) -> dict[str, list[dict]]:
             {"method": method, "num_clients": 50, "clients_per_round": 10, "total_rounds": 60, **fields}
             for fields in (partition_fields("iid", dataset), partition_fields("dirichlet", dataset))
             for method in ("fedavg", "fedprox", "fedavgm", "fedadam", "scaffold")
+        ]
+        # Same classes, other hospitals: its settings are those of chest X-ray.
+        natural = {"dataset": "xray_sites", "num_clients": 3}
+        parts["natural"] = [{**natural, "method": "centralized", "partition": "pooled", "num_clients": 1}] + [
+            {**natural, "method": method, "partition": "natural"}
+            for method in ("local", "fedavg", "fedprox", "fedadam", "scaffold")
         ]
     if dataset == "brain_mri":
         parts["longer"] = [
@@ -227,11 +231,12 @@ def beside_the_grid(dataset: str) -> dict[str, list[dict]]:
 
 def with_settings(profile: str, dataset: str, arms: list[dict], progress: bool = True) -> list[ExperimentConfig]:
     """Every arm with every seed and its tuned settings, seed by seed."""
-    chosen = [(arm, tuned(profile, dataset, *_tuned_as(arm), progress=progress)[0]) for arm in arms]
+    pairs = dict.fromkeys(map(_tuned_as, arms))
+    chosen = {pair: tuned(profile, dataset, *pair, progress=progress)[0] for pair in pairs}
     return [
-        grid_config(profile, dataset, seed=seed, **{**fields, **arm})
+        grid_config(profile, dataset, seed=seed, **{**chosen[_tuned_as(arm)], **arm})
         for seed in GRIDS[profile].seeds
-        for arm, fields in chosen
+        for arm in arms
     ]
 
 
@@ -261,12 +266,15 @@ def tuning_facts() -> Callable[[ExperimentConfig], dict]:
         return tuned(profile, dataset, method, model, progress=False)[1]
 
     return lambda config: facts(
-        config.profile, config.dataset, *_tuned_as({"method": config.method, "model": config.model})
+        config.profile, "chest_xray" if config.dataset == "xray_sites" else config.dataset,
+        *_tuned_as({"method": config.method, "model": config.model}),
     )
 
 
 def part_of(config: dict, profile: str) -> str:
     """Which part of notebook 03 a record's configuration belongs to: "grid", or one of `beside_the_grid`."""
+    if config["dataset"] == "xray_sites":
+        return "natural"
     rounds = GRIDS[profile].total_rounds[config["dataset"]]
     if config["num_clients"] > NUM_CLIENTS:
         return "many"

@@ -23,12 +23,14 @@ class Job:
       config: what to run.
       experiment: folder of the record below `results/runs/`.
       facts: further facts for the record, or None.
+      keep_diverged: see `run`.
       wait: wait for another sweep that is at this run; else leave it for later.
     """
 
     config: ExperimentConfig
     experiment: str
     facts: dict | None = None
+    keep_diverged: bool = False
     wait: bool = False
 
 
@@ -40,8 +42,9 @@ def perform(job: Job) -> Outcome:
     """Does one run, alone among all processes that share this cache. Errors are returned, ready to be sent."""
     try:
         with run_lock(name_of(job.config), wait=job.wait):
-            facts = {} if job.facts is None else {"facts": job.facts}
-            return run(job.config, experiment=job.experiment, progress=False, **facts).path
+            return run(
+                job.config, experiment=job.experiment, progress=False, facts=job.facts, keep_diverged=job.keep_diverged
+            ).path
     except RunIsLocked:
         return None
     except Exception as error:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 
-from fl_utils.config import PARTITION_FIELD, ConfigError, ExperimentConfig, make_config
+from fl_utils.config import METHOD_LABELS, PARTITION_FIELD, ConfigError, ExperimentConfig, make_config
 from fl_utils.data.catalogue import CARDS
 from fl_utils.data.partition import PartitionError, heterogeneity
 from fl_utils.data.types import DataError
@@ -30,18 +30,18 @@ PARTITIONS: Mapping[str, str] = MappingProxyType(
         "feature": "Feature: a scanner each",
     }
 )
-#: Words for each method, and the fields that make it what it is: sensible values, not tuned ones.
-METHODS: Mapping[str, tuple[str, dict]] = MappingProxyType(
+#: The fields that make each method what it is: sensible values for phantoms, not tuned ones.
+METHODS: Mapping[str, dict] = MappingProxyType(
     {
-        "fedsgd": ("FedSGD", {"client_learning_rate": 0.3}),
-        "fedavg": ("FedAvg", {}),
-        "fedprox": ("FedProx", {"proximal_strength": 0.1}),
-        "fedavgm": ("FedAvgM", {"server_momentum": 0.9, "server_learning_rate": 0.3}),
-        "fedadam": ("FedAdam", {"server_learning_rate": 0.03}),
-        "fedyogi": ("FedYogi", {"server_learning_rate": 0.03}),
-        "fedadagrad": ("FedAdagrad", {"server_learning_rate": 0.03}),
-        "mimelite": ("Mime Lite", {"server_momentum": 0.9, "client_learning_rate": 0.03}),
-        "scaffold": ("SCAFFOLD", {"client_learning_rate": 0.05}),
+        "fedsgd": {"client_learning_rate": 0.3},
+        "fedavg": {},
+        "fedprox": {"proximal_strength": 0.1},
+        "fedavgm": {"server_momentum": 0.9, "server_learning_rate": 0.3},
+        "fedadam": {"server_learning_rate": 0.03},
+        "fedyogi": {"server_learning_rate": 0.03},
+        "fedadagrad": {"server_learning_rate": 0.03},
+        "mimelite": {"server_momentum": 0.9, "client_learning_rate": 0.03},
+        "scaffold": {"client_learning_rate": 0.05},
     }
 )
 #: What numbers can be, ends included.
@@ -99,7 +99,7 @@ class LiveSettings:
     def text(self) -> str:
         """All of it in two lines, for a legend."""
         epochs = f"{self.local_epochs} local epoch{'s' if self.local_epochs > 1 else ''}"
-        return f"{METHODS[self.method][0]}, {epochs}\n{self.skew}"
+        return f"{METHOD_LABELS[self.method]}, {epochs}\n{self.skew}"
 
 
 class Playground:
@@ -154,7 +154,7 @@ class Playground:
                 "total_rounds": settings.total_rounds, "client_epochs_per_round": settings.local_epochs,
                 "client_batch_size": 16, "client_momentum": 0.0, "client_learning_rate": 0.15, "augment": False,
                 **({field: skew.get(field, settings.alpha)} if field else {}),
-                **METHODS[settings.method][1],
+                **METHODS[settings.method],
             }
         )
 

@@ -15,13 +15,13 @@ class Stage:
       experiment: folder of their records.
       configs: the runs.
       facts: further facts for a run's record, by configuration.
-      may_fail: a run that diverges is an answer (a learning rate that is out), not an error.
+      keep_diverged: a run that diverges is an answer (a learning rate that is out), not an error; see `run`.
     """
 
     experiment: str
     configs: list[ExperimentConfig]
     facts: Callable[[ExperimentConfig], dict] | None = None
-    may_fail: bool = False
+    keep_diverged: bool = False
 
 
 #: Notebooks that train beforehand; the others train nothing, or by themselves.
@@ -44,7 +44,7 @@ def stages(number: str, profile: str, dataset: str, progress: bool = True) -> It
     elif number in plans.NOTEBOOK_CONFIGS:
         yield Stage(plans.CLASSIFICATION, plans.NOTEBOOK_CONFIGS[number](profile, dataset, progress))
     elif number == "03":
-        yield Stage(grid.GRID_TUNING, grid.tuning_03(profile, dataset), may_fail=True)
-        yield Stage(grid.GRID, grid.configs_03(profile, dataset, progress), facts=grid.tuning_facts())
+        yield Stage(grid.GRID_TUNING, grid.tuning_03(profile, dataset), keep_diverged=True)
+        yield Stage(grid.GRID, grid.configs_03(profile, dataset, progress), facts=grid.tuning_facts(), keep_diverged=True)
     else:
         raise plans.ConfigError(f"Notebook {number!r} trains nothing beforehand; those that do are {', '.join(NUMBERS)}.")

@@ -47,6 +47,7 @@ def sweep(
     progress: bool = True,
     facts: Facts | None = None,
     errors: Literal["raise", "return"] = "raise",
+    keep_diverged: bool = False,
 ) -> list[RunRecord]:
     """Trains the runs that have no record yet; a sweep that was killed goes on where it was.
 
@@ -61,6 +62,7 @@ def sweep(
       progress: show a table on a terminal, else one line a finished run, on standard error.
       facts: further facts for a run's environment.json: by configuration, or a function of it.
       errors: "raise" a SweepError when all runs are through, or "return" each error in its record's place.
+      keep_diverged: see `run`.
     Returns:
       The records in the order of `configs`.
     Raises:
@@ -76,7 +78,7 @@ def sweep(
         config: record for config in dict.fromkeys(configs) if (record := _find(config, experiment)) is not None
     }
     missing = [config for config in dict.fromkeys(configs) if config not in done]
-    jobs = [Job(config, experiment, _facts_of(config, facts)) for config in missing]
+    jobs = [Job(config, experiment, _facts_of(config, facts), keep_diverged) for config in missing]
     with SweepProgress(configs, done, workers=workers, experiment=experiment, show=progress and bool(jobs)) as shown:
         with contextlib.closing(_outcomes(jobs, workers, ray_address, shown)) as outcomes:
             for config, outcome in outcomes:

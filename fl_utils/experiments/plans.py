@@ -208,7 +208,7 @@ NOTEBOOK_CONFIGS = {"01": configs_01, "02": configs_02}
 
 def sweep(
     configs: list[ExperimentConfig], *, experiment: str = CLASSIFICATION, progress: bool = True,
-    facts: Callable[[ExperimentConfig], dict] = lambda config: {},
+    facts: Callable[[ExperimentConfig], dict] = lambda config: {}, keep_diverged: bool = False,
 ) -> list[RunRecord]:
     """Runs a list of configurations, or loads what is there; a killed sweep goes on where it was.
 
@@ -219,6 +219,10 @@ def sweep(
       experiment: folder of the records.
       progress: show bars.
       facts: further facts for a run's record.
+      keep_diverged: see `run`.
     """
     bar = tqdm(configs, desc=experiment, unit="run", disable=not progress, leave=False)
-    return [run(config, experiment=experiment, progress=progress, facts=facts(config)) for config in bar]
+    return [
+        run(config, experiment=experiment, progress=progress, facts=facts(config), keep_diverged=keep_diverged)
+        for config in bar
+    ]

@@ -30,7 +30,7 @@ def _dataset(data_root: Path, name: str, image_size_px: int, num_images: int | N
 
 def run(
     config: ExperimentConfig, *, experiment: str, progress: bool = True, checkpoint_interval_s: float = 20.0,
-    facts: dict | None = None,
+    facts: dict | None = None, keep_diverged: bool = False,
 ) -> RunRecord:
     """The record of a configuration: loaded if it exists, otherwise trained and written.
 
@@ -43,6 +43,8 @@ def run(
       progress: show a bar with rounds, time left and the validation accuracy.
       checkpoint_interval_s: time between saves of an unfinished run; 0 saves after each round.
       facts: further facts for the record's environment.json, e.g. how the learning rate was chosen.
+      keep_diverged: a run that diverges is recorded up to there, with its best round (`rounds.run_rounds`), and says so
+        in environment.json (diverged_at_round, by client). For grids, where it is an answer; else it is an error.
     Raises:
       DataError: there is no such record, and the images are not at hand to train it.
       TrainingError, CacheError, EngineError, RecordError: see there.
@@ -62,12 +64,12 @@ def run(
             f"There is no record of {records.run_id(config, dataset.fingerprint)} in {root}, and this command does "
             f"not train. Run `make reproduce PROFILE={config.profile}` to train it."
         )
-    return record or _train(config, dataset, root, progress, checkpoint_interval_s, facts or {})
+    return record or _train(config, dataset, root, progress, checkpoint_interval_s, facts or {}, keep_diverged)
 
 
 def _train(
     config: ExperimentConfig, dataset: ImageDataset, root: Path, progress: bool, checkpoint_interval_s: float,
-    facts: dict,
+    facts: dict, keep_diverged: bool,
 ) -> RunRecord:
     # TensorFlow is loaded only when something is trained: figures are redrawn without it.
     from fl_utils.experiments.training import num_parameters, train_hospital_models
@@ -90,7 +92,8 @@ def _train(
             bar.update()
 
         results = train_hospital_models(
-            config, dataset, hospitals, checkpoints, on_round, checkpoint_interval_s=checkpoint_interval_s
+            config, dataset, hospitals, checkpoints, on_round, checkpoint_interval_s=checkpoint_interval_s,
+            keep_diverged=keep_diverged,
         )
     duration_s = time.monotonic() - start
     metrics = pd.concat([result.rows for _, result, _ in results], ignore_index=True)
@@ -118,7 +121,8 @@ def _facts(dataset: ImageDataset, hospitals: Hospitals, results: list, parameter
         part: [np.bincount(dataset.labels[index], minlength=dataset.num_classes).tolist() for index in getattr(hospitals, part)]
         for part in ("train", "validation", "test")
     }
-    return {
+    diverged = {client: result.diverged_at_round for client, result, _ in results if result.diverged_at_round}
+    return ({"diverged_at_round": diverged} if diverged else {}) | {
         "class_names": list(dataset.class_names),
         "synthetic": dataset.synthetic,
         "class_counts": counts,

@@ -31,6 +31,7 @@ def train_hospital_models(
     on_round: Callable[[dict[str, float]], None],
     *,
     checkpoint_interval_s: float = 20.0,
+    keep_diverged: bool = False,
 ) -> list[Result]:
     """Trains the one global model, or one model a hospital for method "local".
 
@@ -41,6 +42,7 @@ def train_hospital_models(
       checkpoints: folder for the states of unfinished models.
       on_round: called after each round with the validation metrics (see `run_rounds`).
       checkpoint_interval_s: time between saves.
+      keep_diverged: see `run_rounds`.
     Returns:
       For each model (client name, training result, class probabilities float32 [N, K] of the
       selected weights; rows outside validation and test are zero).
@@ -50,13 +52,17 @@ def train_hospital_models(
     else:
         names = ["all"]
     return [
-        _train_one(config, dataset, hospitals, name, checkpoints / f"{name}.npz", on_round, checkpoint_interval_s)
+        _train_one(
+            config, dataset, hospitals, name, checkpoints / f"{name}.npz", on_round, checkpoint_interval_s,
+            keep_diverged,
+        )
         for name in names
     ]
 
 
 def _train_one(
-    config, dataset, hospitals: Hospitals, name: str, checkpoint: Path, on_round, checkpoint_interval_s: float
+    config, dataset, hospitals: Hospitals, name: str, checkpoint: Path, on_round, checkpoint_interval_s: float,
+    keep_diverged: bool,
 ) -> Result:
     judge = _judge(config, dataset, hospitals, name)
     done_before = 0
@@ -70,7 +76,7 @@ def _train_one(
 
     result = run_rounds(
         learner, judge, total_rounds=config.total_rounds, checkpoint=checkpoint,
-        checkpoint_interval_s=checkpoint_interval_s, on_round=report,
+        checkpoint_interval_s=checkpoint_interval_s, on_round=report, keep_diverged=keep_diverged,
     )
     if config.method == "finetuned":
         return name, *_fine_tuned(config, dataset, hospitals, judge, result)
@@ -109,7 +115,8 @@ def _fine_tuned(config, dataset: ImageDataset, hospitals: Hospitals, judge: Judg
     scored, _ = judge.score_predictions(probabilities)
     last = config.total_rounds + 1
     rows = pd.DataFrame([(last, *row) for row in scored], columns=result.rows.columns)
-    return TrainingResult(pd.concat([result.rows, rows], ignore_index=True), last, result.best_weights), probabilities
+    rows = pd.concat([result.rows, rows], ignore_index=True)
+    return TrainingResult(rows, last, result.best_weights, result.diverged_at_round), probabilities
 
 
 def _new_model(config: ExperimentConfig, dataset: ImageDataset):

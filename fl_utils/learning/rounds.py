@@ -126,11 +126,13 @@ class TrainingResult:
       rows: columns round, client, split, metric, value; rounds count from 1.
       best_round: the selected round.
       best_weights: one array a variable.
+      diverged_at_round: the round that gave values that are not finite, where the run ended early; else None.
     """
 
     rows: pd.DataFrame
     best_round: int
     best_weights: list[np.ndarray]
+    diverged_at_round: int | None = None
 
 
 def run_rounds(
@@ -141,6 +143,7 @@ def run_rounds(
     checkpoint: Path | None = None,
     checkpoint_interval_s: float = 20.0,
     on_round: Callable[[int, dict[str, float]], None] = lambda round_num, values: None,
+    keep_diverged: bool = False,
 ) -> TrainingResult:
     """Runs, or resumes, `total_rounds` rounds.
 
@@ -152,6 +155,8 @@ def run_rounds(
       checkpoint_interval_s: time between saves; a resumed run repeats the rounds since the last one.
       on_round: called after each round with the round (from 1) and the first view's metrics; those of the same
         client's other splits by names such as "test_accuracy". What it raises ends the run.
+      keep_diverged: a run whose values are no longer finite ends there and gives its best round so far, which is what
+        selection on validation data would have chosen. Without a round before it, it is an error all the same.
     Raises:
       TrainingError: a weight or a training loss is not finite; names the round and the clients.
       CacheError: the checkpoint cannot be written.
@@ -162,11 +167,17 @@ def run_rounds(
         learner.restore(saved["state"])
         best_weights, rows, done = saved["best_weights"], saved["rows"], saved["done"]
         best_round, best_score = saved["best_round"], tuple(saved["best_score"])
-    last_save = time.monotonic()
+    last_save, diverged_at_round = time.monotonic(), None
     for round_num in range(done + 1, total_rounds + 1):
         losses = learner.do_round(round_num)
         weights = learner.weights()
-        _check_finite(round_num, losses, weights)
+        try:
+            _check_finite(round_num, losses, weights)
+        except TrainingError:
+            if keep_diverged and best_round:
+                diverged_at_round = round_num
+                break
+            raise
         rows += [(round_num, client, "train", "loss", loss) for client, loss in losses.items()]
         scored, score = judge.score(weights)
         rows += [(round_num, *row) for row in scored]
@@ -183,7 +194,7 @@ def run_rounds(
                 done=round_num, best_round=best_round, best_score=best_score,
             )
             last_save = time.monotonic()
-    return TrainingResult(pd.DataFrame(rows, columns=METRIC_COLUMNS), best_round, best_weights)
+    return TrainingResult(pd.DataFrame(rows, columns=METRIC_COLUMNS), best_round, best_weights, diverged_at_round)
 
 
 def _check_finite(round_num: int, losses: dict[str, float], weights: Sequence[np.ndarray]) -> None:
