@@ -73,6 +73,7 @@ class GridSettings:
       methods, partitions: of the grid.
       image_size_px, num_images: see `ExperimentConfig`.
       tuned: whether settings are tuned (else `UNTUNED`).
+      beside: which parts of `beside_the_grid` are run.
     """
 
     seeds: tuple[int, ...]
@@ -82,6 +83,7 @@ class GridSettings:
     image_size_px: int = 32
     num_images: int | None = None
     tuned: bool = False
+    beside: tuple[str, ...] = ()
 
 
 GRIDS = {
@@ -182,7 +184,7 @@ def grid_arms(profile: str, dataset: str) -> list[dict]:
 
 
 def beside_the_grid(dataset: str) -> dict[str, list[dict]]:
-    """What notebook 03 runs beside the grid (profile paper), by part; all with every seed.
+    """What notebook 03 can run beside the grid, by part (see `GridSettings.beside`); all with every seed.
 
     alphas: FedAvg over the Dirichlet parameter. many: 50 hospitals, 10 a round. natural: three real sources of chest
     X-rays. longer: one cell of the grid at three times the rounds. personal: fine-tuned models. norm: normalisation
@@ -252,7 +254,7 @@ def tuning_03(profile: str, dataset: str) -> list[ExperimentConfig]:
     """The trials of all methods of `configs_03`; none where the profile does not tune."""
     if not GRIDS[profile].tuned:
         return []
-    arms = grid_arms(profile, dataset) + [arm for part in beside_the_grid(dataset).values() for arm in part]
+    arms = [arm for part in (grid_arms(profile, dataset), *_beside(profile, dataset)) for arm in part]
     return [
         config for pair in dict.fromkeys(map(_tuned_as, arms)) for config in tuning_configs(profile, dataset, *pair)
     ]
@@ -288,9 +290,14 @@ def part_of(config: dict, profile: str) -> str:
 
 
 def configs_03(profile: str, dataset: str, progress: bool = True) -> list[ExperimentConfig]:
-    """All runs of notebook 03 on a data set: the grid, then what is beside it (profile paper)."""
-    configs = with_settings(profile, dataset, grid_arms(profile, dataset), progress)
-    if profile == "paper":
-        for arms in beside_the_grid(dataset).values():
-            configs += with_settings(profile, dataset, arms, progress)
-    return configs
+    """All runs of notebook 03 on a data set: the grid, then what is beside it."""
+    return [
+        config
+        for arms in (grid_arms(profile, dataset), *_beside(profile, dataset))
+        for config in with_settings(profile, dataset, arms, progress)
+    ]
+
+
+def _beside(profile: str, dataset: str) -> list[list[dict]]:
+    parts = beside_the_grid(dataset)
+    return [parts[name] for name in GRIDS[profile].beside if name in parts]

@@ -27,7 +27,7 @@ from fl_utils.experiments.processes import RUNS_PER_PROCESS
 
 #: How often Ray does a run again whose process or machine was lost.
 MAX_RETRIES = 3
-CONNECT_TIMEOUT_S = 60
+CONNECT_TIMEOUT_S = 120
 #: A cluster without any CPU for so long is given up.
 NO_CPU_TIMEOUT_S = 300
 _POLL_S = 2

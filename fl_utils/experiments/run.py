@@ -14,6 +14,7 @@ from fl_utils.config import ExperimentConfig
 from fl_utils.data.load import load_dataset
 from fl_utils.data.types import DataError, ImageDataset
 from fl_utils.experiments.hospitals import Hospitals, as_taken, pooled, share_out
+from fl_utils.files import write_atomically
 from fl_utils.records import RunRecord
 
 
@@ -172,8 +173,9 @@ def _keep_weights(name: str, results: list) -> None:
     """Keeps the selected weights in the cache, for the notebooks that look into the models."""
     folder = paths.cache_root() / "models"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for client, result, _ in results:
-            np.savez(folder / f"{name}_{client}.npz", *result.best_weights)
+            write_atomically(
+                folder / f"{name}_{client}.npz", lambda file, weights=result.best_weights: np.savez(file, *weights)
+            )
     except OSError as error:
         tqdm.write(f"The selected weights of {name} were not kept in the cache: {error.strerror}.")

@@ -16,7 +16,7 @@ from fl_utils.statistics import seed_interval
 @figure_function
 def learning_curves(
     df: pd.DataFrame, *, y_label: str, x_label: str = ROUND_LABEL, by: str = "method", columns: int = 2,
-    share_y: bool = True,
+    share_y: bool = True, bands: bool = True,
 ) -> Figure:
     """A metric over the rounds: mean over seeds, with a band.
 
@@ -33,6 +33,7 @@ def learning_curves(
       by: "method" or "model": the column whose names `style.LOOKS` knows.
       columns: panels side by side.
       share_y: one scale for all panels.
+      bands: False leaves them out, where nine of them would hide the lines.
     Raises:
       ValueError: a column is missing, empty or not finite; a name without a look.
     """
@@ -44,7 +45,7 @@ def learning_curves(
     figure, axes = panel_grid(list(panels), columns=columns, panel_height=3.4, extra_height=0.5, sharey=share_y)
     for ax, table in zip(axes, panels.values(), strict=True):
         for name, rows in table.groupby(by, sort=False):
-            _curve(ax, rows, looks[name])
+            _curve(ax, rows, looks[name], bands)
         ax.set_xlabel(x_label)
         ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     for ax in axes:
@@ -60,14 +61,15 @@ def learning_curves(
 _RING = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "markeredgewidth": 1.5}
 
 
-def _curve(ax: Axes, rows: pd.DataFrame, drawn: Look) -> None:
+def _curve(ax: Axes, rows: pd.DataFrame, drawn: Look, band: bool) -> None:
     by_seed = rows.groupby(["round", "seed"])["value"].mean()
     intervals = {round_num: seed_interval(values) for round_num, values in by_seed.groupby("round")}
     rounds = np.array(list(intervals))
     mean, low, high = (np.array([getattr(i, end) for i in intervals.values()]) for end in ("mean", "low", "high"))
     # A marker at about every eighth round: enough to tell the lines apart without colour.
     ax.plot(rounds, mean, **drawn.line(), markevery=max(1, len(rounds) // 8))
-    ax.fill_between(rounds, low, high, color=drawn.colour, alpha=0.2, linewidth=0)
+    if band:
+        ax.fill_between(rounds, low, high, color=drawn.colour, alpha=0.2, linewidth=0)
     selected = rows["selected_round"].dropna() if "selected_round" in rows else []
     if len(selected):
         at = np.quantile(selected, 0.5, method="lower")

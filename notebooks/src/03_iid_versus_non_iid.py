@@ -117,10 +117,10 @@ display(settings)
 # %%
 for name in DATASETS:
     curves = heterogeneity.curves([run for run in main if run.config["dataset"] == name], METRIC, methods=methods)
-    figure = plotting.learning_curves(curves, y_label="Balanced accuracy (validation)", by="method", columns=3)
+    figure = plotting.learning_curves(curves, y_label="Balanced accuracy (validation)", columns=3, bands=False)
     plotting.save_figure(
         figure, f"fig03_curves_{name}", data=curves, profile=PROFILE, synthetic=SYNTHETIC,
-        caption=f"{analysis.panel(name)}: the common model over the rounds; band: 95 % t-interval over seeds.",
+        caption=f"{analysis.panel(name)}: the common model over the rounds, mean over seeds; the spread over seeds is in the grid.",
     )
     display(figure)
 

@@ -1,7 +1,7 @@
 """A small grid gives the same records in one process, in two, killed and started again, and on a Ray cluster.
 
-This file is also the program that sweeps: `python tests/end_to_end/test_grid.py alone|sweep|ray <folder>`. Processes are
-stopped at a stated event (a save, a lock that is held), never after a stated time.
+This file is also the program that sweeps: `python tests/end_to_end/test_grid.py alone|sweep|ray <folder>`. Processes
+are stopped at a stated event (a save, a lock that is held), never after a stated time.
 """
 
 import functools
@@ -20,9 +20,9 @@ from pathlib import Path
 import psutil
 
 from fl_utils import paths, records
-from fl_utils.experiments import jobs, parallel, plans
+from fl_utils.experiments import jobs, parallel, plans, ray_cluster
 
-LIMIT_S = 900  # against hanging for ever; far more than a busy machine needs
+LIMIT_S = 1800  # against hanging for ever; far more than a busy machine needs
 ROOT = Path(__file__).resolve().parents[2]
 TOTAL_ROUNDS = 4
 EXPERIMENT = "grid"
@@ -107,6 +107,7 @@ def main_ray(folder: Path) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
+    ray_cluster.CONNECT_TIMEOUT_S = LIMIT_S
     (folder / "node").mkdir()
     use(folder / "node")  # what the nodes' processes inherit
     os.environ["FL_UTILS_RESULTS"] = str(folder / "node" / "must_stay_empty")
@@ -119,8 +120,8 @@ def main_ray(folder: Path) -> None:
         cluster.add_node(**node)
         use(folder)  # the driver's own: no folder is shared
         killed = []
-        thread = threading.Thread(target=lambda: killed.append(kill_at_work(folder / "node" / "cache" / "locks")), daemon=True)
-        thread.start()
+        locks = folder / "node" / "cache" / "locks"
+        threading.Thread(target=lambda: killed.append(kill_at_work(locks)), daemon=True).start()
         parallel.sweep(configs(), experiment=EXPERIMENT, ray_address=cluster.address)
         left = [str(path) for path in (folder / "node").rglob("metrics.csv")]
         (folder / "report.json").write_text(json.dumps({"killed": killed, "on_node": left}))
@@ -267,8 +268,13 @@ def test_a_ray_cluster_of_two_nodes_gives_the_same_records_also_when_a_worker_di
     short = tempfile.mkdtemp(prefix="ray_", dir="/tmp")
     (tmp_path / "ray_folder").write_text(short)
     try:
-        # Loopback only: Ray else takes the machine's own address for 127.0.0.1.
-        finish(tmp_path, start("ray", tmp_path, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_USAGE_STATS_ENABLED="0"))
+        # Loopback only: Ray else takes the machine's own address for 127.0.0.1. Its workers run at niceness 15 by
+        # itself and are given up when they take a minute to start: on a busy machine none would ever work.
+        ray = {
+            "ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "USAGE_STATS_ENABLED": "0", "worker_niceness": "0",
+            "worker_register_timeout_seconds": str(LIMIT_S),
+        }
+        finish(tmp_path, start("ray", tmp_path, **{f"RAY_{name}": value for name, value in ray.items()}))
     finally:
         shutil.rmtree(short, ignore_errors=True)
     (killed,) = report(tmp_path)["killed"]

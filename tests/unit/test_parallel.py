@@ -7,8 +7,11 @@ import collections
 import io
 import json
 import multiprocessing
+import os
+import sys
 import threading
 import types
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -29,7 +32,8 @@ def write(config, experiment, duration_s=2.0, facts=None):
     return records.write_record(
         paths.runs_root(config.profile) / experiment, config, fingerprint="f",
         metrics=pd.DataFrame([(1, "all", "test", "accuracy", 0.5)], columns=records.METRIC_COLUMNS),
-        predictions=pd.DataFrame({"client": ["all"], "split": ["test"], "p0": [1.0]}), duration_s=duration_s, facts=facts,
+        predictions=pd.DataFrame({"client": ["all"], "split": ["test"], "p0": [1.0]}), duration_s=duration_s,
+        facts=facts,
     )
 
 
@@ -102,7 +106,9 @@ def test_facts_go_to_their_runs(trained):
     assert one.environment["tuning"] == "one" and "tuning" not in two.environment
 
 
-@pytest.mark.parametrize(("options", "said"), [({"workers": 0}, "workers is 0"), ({"errors": "hide"}, "errors is 'hide'")])
+@pytest.mark.parametrize(
+    ("options", "said"), [({"workers": 0}, "workers is 0"), ({"errors": "hide"}, "errors is 'hide'")]
+)
 def test_bad_options_are_refused(trained, options, said):
     with pytest.raises(ValueError, match=said):
         sweep([config(0)], **options)
@@ -131,9 +137,12 @@ def test_a_run_of_another_sweep_comes_last_and_is_then_loaded(trained, monkeypat
     """The other sweep holds the lock of seed 0 until this one waits for it."""
     other, locked = config(0), threading.Event()
     finish = threading.Event()
-    monkeypatch.setattr(jobs, "run", lambda config, *, experiment, progress: (
-        records.find_record(paths.runs_root("smoke") / experiment, config, "f") or trained.append(config) or write(config, experiment)
-    ))
+
+    def run(config, *, experiment, progress):
+        record = records.find_record(paths.runs_root("smoke") / experiment, config, "f")
+        return record or trained.append(config) or write(config, experiment)
+
+    monkeypatch.setattr(jobs, "run", run)
 
     def at_it():
         with jobs.run_lock(jobs.name_of(other)):
@@ -312,7 +321,7 @@ def test_a_record_that_is_not_whole_is_refused(trained, tmp_path, change, said):
 
 
 def test_without_ray_the_error_says_what_to_do(trained, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ray_cluster.RayError, match="make setup.*--workers"):
         sweep([config(0)], ray_address="127.0.0.1:6379")
     assert trained == []
@@ -321,22 +330,40 @@ def test_without_ray_the_error_says_what_to_do(trained, monkeypatch):
 def test_a_cluster_that_does_not_answer_is_an_error_within_a_limit(trained, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setattr(ray_cluster, "CONNECT_TIMEOUT_S", 0.1)
-    with pytest.raises(ray_cluster.RayError, match=r"No Ray cluster answered at '127.0.0.1:1' within 0.1 s.*ray start --head"):
+    with pytest.raises(ray_cluster.RayError, match=r"No Ray cluster answered at '127.0.0.1:1' within 0.1 s.*ray start"):
         sweep([config(0)], ray_address="127.0.0.1:1")
     monkeypatch.setattr(ray_cluster, "CONNECT_TIMEOUT_S", 300)
     with pytest.raises(ray_cluster.RayError, match="'not an address' cannot be used: ValueError.*ray start --head"):
         sweep([config(0)], ray_address="not an address")
 
 
-def test_data_missing_on_a_machine_names_the_machine_and_the_folder(trained, monkeypatch):
+@pytest.fixture
+def on_a_node(monkeypatch):
+    """The task sets these in its own process; here they are restored after the test."""
+    for variable in ("FL_UTILS_DATA", "FL_UTILS_NO_TRAINING", "FL_UTILS_RESULTS"):
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+
+
+def test_a_record_travels_from_a_machine_as_bytes(trained, on_a_node, tmp_path, monkeypatch):
+    job = jobs.Job(config(0), "unit", {"tuning": "one"})
+    name, files = ray_cluster._run_on_node(job, "/data/of/all")
+    assert not Path(os.environ["FL_UTILS_RESULTS"]).exists(), "nothing is left on the machine"
+    assert os.environ["FL_UTILS_DATA"] == "/data/of/all"
+    monkeypatch.setenv("FL_UTILS_RESULTS", str(tmp_path / "driver"))
+    path = ray_cluster._installed(job, (name, files))
+    assert path == paths.runs_root("smoke") / "unit" / name and files_of(records.load_record(path)) == files
+    assert records.load_record(path).environment["tuning"] == "one"
+    assert isinstance(ray_cluster._installed(job, ("other", files)), records.RecordError)
+    diverged = ray_cluster._run_on_node(jobs.Job(config(13), "unit"), "/data/of/all")
+    assert isinstance(diverged, TrainingError) and ray_cluster._installed(job, diverged) is diverged
+
+
+def test_data_missing_on_a_machine_names_the_machine_and_the_folder(trained, on_a_node, monkeypatch):
     def run(*_, **__):
         raise DataError("brain_mri is not there.")
 
     monkeypatch.setattr(jobs, "run", run)
-    monkeypatch.delenv("FL_UTILS_DATA", raising=False)
-    for variable in ("FL_UTILS_DATA", "FL_UTILS_NO_TRAINING", "FL_UTILS_RESULTS"):
-        monkeypatch.setenv(variable, "")  # restored after the test; the task sets them
-    monkeypatch.delenv("FL_UTILS_DATA")
     error = ray_cluster._run_on_node(jobs.Job(config(0), "unit"), "/data/of/all")
     assert isinstance(error, DataError)
     assert "brain_mri is not there." in str(error) and "the same folder, /data/of/all (FL_UTILS_DATA)" in str(error)
