@@ -45,7 +45,7 @@ def trained(folders, monkeypatch, tmp_path):
     monkeypatch.setattr(jobs, "dataset_of", lambda *_: types.SimpleNamespace(fingerprint="f"))
     done = []
 
-    def run(config, *, experiment, progress, facts=None):
+    def run(config, *, experiment, facts=None, **_):
         done.append(config)
         if config.seed == 13:
             raise TrainingError("Round 1: a value that is not finite.")
@@ -138,7 +138,7 @@ def test_a_run_of_another_sweep_comes_last_and_is_then_loaded(trained, monkeypat
     other, locked = config(0), threading.Event()
     finish = threading.Event()
 
-    def run(config, *, experiment, progress):
+    def run(config, *, experiment, **_):
         record = records.find_record(paths.runs_root("smoke") / experiment, config, "f")
         return record or trained.append(config) or write(config, experiment)
 
