@@ -201,7 +201,7 @@ plotting.save_figure(
 display(figure)
 fairness = heterogeneity.fairness(main, METRIC)
 fairness = fairness[fairness["seeds"] > 0]
-plotting.save_table(
+_ = plotting.save_table(
     fairness[["panel", "partition", "method", "mean", "worst", "worst_low", "worst_high", "std", "judged", "left_out"]], "tab03_fairness",
     profile=PROFILE, synthetic=SYNTHETIC, caption="Hospitals' own test images: mean, worst hospital with 95 % t-interval over seeds, spread.",
 )
