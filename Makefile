@@ -65,7 +65,7 @@ clean: ## remove .venv, .uv, results/quick and results/smoke; data, published re
 
 # What `make lock` writes above requirements.lock:
 # lock: The versions of uv.lock for plain pip and conda; written by `make lock`, not by hand. Use:
-# lock:   pip install --no-deps -r requirements.lock && pip install --no-deps -e .
+# lock:   pip install --no-deps --no-compile -r requirements.lock && pip install --no-deps -e .
 # lock: --no-deps matters: TFF 0.87 pins a jaxlib that no longer exists, so a resolver finds no solution.
 FROM_PYPI := env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS
 # On another platform pip would skip a line with this marker in silence; without it, it says what is missing.

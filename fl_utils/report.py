@@ -10,8 +10,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jupytext
-import nbformat
 import typer
 
 from fl_utils import paths
@@ -120,6 +118,9 @@ def run_notebook(source: Path, profile: str, folder: Path | None = None, *, trai
 
     Raises: see `run_notebooks`.
     """
+    # Seconds to import, and only this needs them.
+    import jupytext
+    import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config

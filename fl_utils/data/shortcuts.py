@@ -9,12 +9,16 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import LabelEncoder
+from tqdm.auto import tqdm
 
 from fl_utils import paths, seeding, statistics
+from fl_utils.data.cases import find_cases
 from fl_utils.data.catalogue import card
 from fl_utils.data.types import DataError, ImageDataset
+from fl_utils.data.volumes import read_case
 
 #: Families of cues, each probed alone and all together.
 CUES = {
@@ -109,6 +113,47 @@ def shortcut_probe(dataset: ImageDataset, *, target: str = "label", seed: int = 
             | {"chance": 1 / len(groups_of), "classes": len(groups_of), "groups": interval.num}
         )
     return pd.DataFrame(rows)
+
+
+def position_probe(name: str, *, seed: int = 0, progress: bool = False) -> pd.DataFrame:
+    """How well a slice's place in its volume alone tells whether the labelled structure is in it.
+
+    Near 1, a classifier of slices "present or absent" need not see the structure, and maps of it say nothing.
+
+    Args:
+      name: a data set of volumes with masks.
+    Returns:
+      One row a plane: plane, slices, present (share), auc of minus the distance from the middle (1 at the middle),
+      low, high (95 % bootstrap over subjects), subjects.
+    Raises:
+      DataError: not a data set of volumes; no case with a mask, or none without it on some slice.
+    """
+    info, rows, planes = card(name), [], ("sagittal", "coronal", "axial")
+    if info.task != "segmentation":
+        raise DataError(f"{name} is a dataset of images, not of volumes.")
+    cases = [case for case in find_cases(info) if case.mask is not None]
+    for number, case in enumerate(tqdm(cases, desc=f"Reading {name}", unit="case", disable=not progress)):
+        mask = read_case(case, info).mask > 0
+        for axis, plane in enumerate(planes):
+            present = mask.any(axis=tuple({0, 1, 2} - {axis}))
+            off_middle = np.abs(np.linspace(-1, 1, len(present)))
+            rows += [(plane, number, here, -away) for here, away in zip(present, off_middle, strict=True)]
+    table = pd.DataFrame(rows, columns=["plane", "subject", "present", "score"])
+    results = []
+    for plane in planes:
+        own = table[table["plane"] == plane].reset_index(drop=True)
+        if own["present"].nunique() < 2:
+            raise DataError(f"{name}, {plane}: the structure is on every slice, or on none: nothing to tell apart.")
+        present, score = own["present"].to_numpy(), own["score"].to_numpy()
+        interval = statistics.cluster_bootstrap(
+            lambda index, present=present, score=score: roc_auc_score(present[index], score[index]),
+            own["subject"].to_numpy(), rng=seeding.generator(seed, "position", name, plane), num_resamples=200,
+        )
+        results.append(
+            {"plane": plane, "slices": len(own), "present": present.mean(), "auc": interval.mean}
+            | {"low": interval.low, "high": interval.high, "subjects": interval.num}
+        )
+    return pd.DataFrame(results)
 
 
 def _balanced(answer: np.ndarray, predicted: np.ndarray) -> float:

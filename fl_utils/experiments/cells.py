@@ -10,6 +10,7 @@ from typing import Literal
 import pandas as pd
 
 from fl_utils.config import PARTITION_FIELD, ExperimentConfig
+from fl_utils.data.catalogue import card
 from fl_utils.experiments.analysis import panel
 from fl_utils.records import RunRecord
 
@@ -23,7 +24,10 @@ Cells = dict[tuple[str, str, str], list[RunRecord]]
 
 
 def partition_label(config: Mapping) -> str:
-    """A reader's name of a partition, e.g. "Dirichlet 0.1"; names the cohort where not all take part."""
+    """A reader's name of a partition, e.g. "Dirichlet 0.1"; names the cohort where not all take part.
+
+    Half of the classes a hospital has one name whatever their number, so that data sets share a column.
+    """
     kind = config["partition"]
     label = {
         "pooled": "Pooled", "iid": "IID", "natural": "Natural", "feature": "Scanner a hospital",
@@ -33,7 +37,8 @@ def partition_label(config: Mapping) -> str:
         label = f"Dirichlet {config['dirichlet_alpha']:g}"
     elif kind == "pathological":
         number = config["classes_per_client"]
-        label = f"{number} class{'es' if number > 1 else ''} a hospital"
+        half = 2 * number == len(card(config["dataset"]).class_names)
+        label = "Half of the classes" if half else f"{number} class{'es' if number > 1 else ''} a hospital"
     if label is None:
         raise ValueError(f"Partition {kind!r} has no label; add it to partition_label.")
     if config.get("clients_per_round"):

@@ -102,7 +102,7 @@ def gap_bars(df: pd.DataFrame, *, ends: tuple[float, float] = (-0.5, 1.5)) -> Fi
 
 @figure_function
 def cost_to_target(df: pd.DataFrame, *, quantity: str = "rounds") -> Figure:
-    """What each method needs to reach the target; a hollow mark at the end where it never did.
+    """What each method needs to reach the target; a hollow mark at its last round (for bytes: at the end) where it never did.
 
     Args:
       df: columns panel, partition, method, rounds, total_rounds, total_bytes, seeds_reached, seeds; as from
@@ -127,7 +127,7 @@ def cost_to_target(df: pd.DataFrame, *, quantity: str = "rounds") -> Figure:
         for row in table.itertuples():
             y, drawn = methods.index(row.method), look(row.method)
             there = np.isfinite(row.x)
-            x = row.x if there else end
+            x = row.x if there else row.total_rounds if rounds else end
             ax.plot(
                 [x], [y], color=drawn.colour, marker=drawn.marker, markersize=7, linestyle="", clip_on=False,
                 markerfacecolor=drawn.colour if there else "white",
@@ -151,7 +151,7 @@ def cost_to_target(df: pd.DataFrame, *, quantity: str = "rounds") -> Figure:
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     handles = [Line2D([], [], color=GREY, marker="o", linestyle="", label="reached by the mean over seeds")]
     if df["x"].isna().any():
-        handles.append(Line2D([], [], label="not reached", **_HOLLOW))
+        handles.append(Line2D([], [], label="not reached when training ended", **_HOLLOW))
     if ((df["seeds_reached"] > 0) & (df["seeds_reached"] < df["seeds"])).any():
         handles.append(Line2D([], [], linestyle="", label="3/5: seeds that reach it"))
     top_legend(figure, handles, handle_length=1.5)

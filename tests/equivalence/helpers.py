@@ -1,5 +1,7 @@
 """Shared by the equivalence tests: small uneven hospitals, a federation on them, and the batches that it takes."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -47,13 +49,19 @@ def federation(
     images, labels, parts = hospitals(sizes)
     chosen = algorithm_named(algorithm)
     return FederatedLearner(
-        build_process(chosen, model, settings, ServerSettings(num_examples=sum(sizes), **server)),
+        _process(algorithm, model, settings, ServerSettings(num_examples=sum(sizes), **server)),
         write_client_files(folder / "clients", images, labels, parts),
         class_weights,
         clients_per_round=clients_per_round or len(sizes),
         seed=SEED,
         client_state=initial_client_state(chosen, model, settings),
     )
+
+
+@functools.cache
+def _process(algorithm, model, settings, server):
+    """Learners of the same settings share what TFF compiled, which holds no state and takes seconds."""
+    return build_process(algorithm_named(algorithm), model, settings, server)
 
 
 def batches_of(num_examples, settings, client, round_num):

@@ -4,6 +4,8 @@ Client steps are softmax regression of `learning.reference`; the normalisation l
 `LocalTrainer` run by hand at each client. Tolerance as in `test_fedavg`.
 """
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -23,6 +25,17 @@ from tests.equivalence.helpers import (
 
 PLAIN = LocalSettings(batch_size=4, epochs=2, learning_rate=0.05, momentum=0.0)
 CLASS_WEIGHTS = np.array([0.5, 1.0, 2.0], np.float32)
+#: Server settings by algorithm, the same in all tests: what TFF compiled is then shared.
+SERVER = {
+    "fedsgd": {"learning_rate": 0.5},
+    "fedavg": {"learning_rate": 0.5},
+    "fedavgm": {"learning_rate": 0.5, "momentum": 0.8},
+    "fedadam": {"learning_rate": 0.02},
+    "fedyogi": {"learning_rate": 0.02},
+    "fedadagrad": {"learning_rate": 0.02},
+    "mimelite": {"learning_rate": 0.5, "momentum": 0.8},
+    "scaffold": {"learning_rate": 0.5},
+}
 pytestmark = pytest.mark.usefixtures("folders")
 
 
@@ -52,7 +65,7 @@ def minus(a, b):
 
 def test_fedsgd_is_gradient_descent_on_the_pooled_data(folders):
     """Whatever the batches and passes that the settings name: one step a round along the pooled gradient."""
-    learner = federation(folders, SIZES, PLAIN, class_weights=CLASS_WEIGHTS, algorithm="fedsgd", learning_rate=0.5)
+    learner = federation(folders, SIZES, PLAIN, class_weights=CLASS_WEIGHTS, algorithm="fedsgd", **SERVER["fedsgd"])
     expected = learner.weights()
     for round_num in (1, 2, 3):
         before, gradient = expected, full_gradient(expected, np.arange(sum(SIZES)))
@@ -134,15 +147,12 @@ def fedadagrad(step, m, v, d):
 
 
 @pytest.mark.parametrize(
-    ("rule", "rate", "first"),
-    [(fedavgm, 0.5, 0.0), (fedadam, 0.02, 0.0), (fedyogi, 0.02, 1e-6), (fedadagrad, 0.02, 1e-6)],
+    ("rule", "first"), [(fedavgm, 0.0), (fedadam, 0.0), (fedyogi, 1e-6), (fedadagrad, 1e-6)]
 )
-def test_server_optimizer_equals_numpy(folders, rule, rate, first):
+def test_server_optimizer_equals_numpy(folders, rule, first):
     """Hsu et al. 2019; Reddi et al. 2021, Algorithm 2, with TFF's bias correction."""
-    momentum = 0.8 if rule is fedavgm else 0.0
-    learner = federation(
-        folders, SIZES, PLAIN, class_weights=CLASS_WEIGHTS, algorithm=rule.__name__, learning_rate=rate, momentum=momentum
-    )
+    name = rule.__name__
+    learner = federation(folders, SIZES, PLAIN, class_weights=CLASS_WEIGHTS, algorithm=name, **SERVER[name])
     expected = learner.weights()
     state = [(np.zeros(w.shape), np.full(w.shape, first)) for w in expected]
     for step in (1, 2, 3):
@@ -156,7 +166,7 @@ def test_server_optimizer_equals_numpy(folders, rule, rate, first):
 
 
 def test_fedavgm_without_momentum_is_fedavg(folders):
-    plain, still = (federation(folders, SIZES, PLAIN, algorithm=name) for name in ("fedavg", "fedavgm"))
+    plain, still = (federation(folders, SIZES, PLAIN, algorithm=name, **SERVER["fedavg"]) for name in ("fedavg", "fedavgm"))
     for round_num in (1, 2):
         plain.do_round(round_num)
         still.do_round(round_num)
@@ -168,10 +178,8 @@ def test_fedavgm_without_momentum_is_fedavg(folders):
 
 def test_mime_lite_equals_numpy(folders):
     """Local steps along g + beta a with the server's a; then a <- beta a + mean full gradient at the global weights."""
-    beta = 0.9
-    learner = federation(
-        folders, SIZES, PLAIN, class_weights=CLASS_WEIGHTS, algorithm="mimelite", momentum=beta, learning_rate=0.5
-    )
+    beta = SERVER["mimelite"]["momentum"]
+    learner = federation(folders, SIZES, PLAIN, class_weights=CLASS_WEIGHTS, algorithm="mimelite", **SERVER["mimelite"])
     expected = learner.weights()
     accumulator = [np.zeros(w.shape) for w in expected]
     for round_num in (1, 2, 3):
@@ -212,7 +220,7 @@ def test_scaffold_equals_numpy(folders, clients_per_round):
     """Algorithm 1, option II, clients weighted by examples; c stays the weighted mean of all c_i, who ever takes part."""
     learner = federation(
         folders, SIZES, PLAIN, class_weights=CLASS_WEIGHTS, algorithm="scaffold", clients_per_round=clients_per_round,
-        learning_rate=0.8,
+        **SERVER["scaffold"],
     )
     weights = learner.weights()
     control = [np.zeros(w.shape) for w in weights]
@@ -231,7 +239,7 @@ def test_scaffold_equals_numpy(folders, clients_per_round):
                 for c_i, c, d in zip(own[client], control, deltas[-1], strict=True)
             ]
         sizes = [SIZES[client] for client in cohort]
-        weights = [w - 0.8 * d for w, d in zip(weights, mean_by_examples(deltas, sizes), strict=True)]
+        weights = [w - 0.5 * d for w, d in zip(weights, mean_by_examples(deltas, sizes), strict=True)]
         changes = [minus(own[client], before[client]) for client in cohort]
         control = [
             c + sum(sizes) / sum(SIZES) * change
@@ -266,6 +274,7 @@ def test_scaffold_with_one_client_is_plain_sgd(folders):
 # Normalisation layers
 
 
+@functools.cache
 def norm_cnn(norm):
     return lambda: build_model(f"norm_cnn_{norm}", SHAPE, NUM_CLASSES, seed=5)
 
@@ -282,15 +291,14 @@ def by_hand(model, settings, start, client, round_num, sizes):
 
 
 NORM_SIZES = (6, 12)
+GROUP_NORM = LocalSettings(batch_size=4, learning_rate=0.05, momentum=0.0)
+BATCH_NORM = LocalSettings(batch_size=4, learning_rate=0.05, momentum=0.0, norm_statistics="averaged")
 
 
 @pytest.mark.parametrize("norm", ["group", "batch"])
 def test_norm_layers_stay_at_home(folders, norm):
     """The server's never move, each client's own do; all else is FedAvg of what the clients compute with their own."""
-    settings = LocalSettings(
-        batch_size=4, learning_rate=0.05, momentum=0.0, norm_statistics="averaged" if norm == "batch" else None
-    )
-    model = norm_cnn(norm)
+    settings, model = BATCH_NORM if norm == "batch" else GROUP_NORM, norm_cnn(norm)
     learner = federation(folders, NORM_SIZES, settings, model=model, algorithm="local_norm")
     fedavg = federation(folders, NORM_SIZES, settings, model=model)
     start = learner.weights()
@@ -322,11 +330,10 @@ def test_norm_layers_stay_at_home(folders, norm):
 
 def test_batch_norm_statistics_averaged(folders):
     """They travel and become the mean of the clients', weighted by examples; the next round starts from it."""
-    settings = LocalSettings(batch_size=4, learning_rate=0.05, momentum=0.0, norm_statistics="averaged")
-    learner = federation(folders, NORM_SIZES, settings, model=norm_cnn("batch"))
+    learner = federation(folders, NORM_SIZES, BATCH_NORM, model=norm_cnn("batch"))
     weights = learner.weights()
     for round_num in (1, 2):
-        ends = [by_hand(norm_cnn("batch"), settings, weights, client, round_num, NORM_SIZES) for client in range(2)]
+        ends = [by_hand(norm_cnn("batch"), BATCH_NORM, weights, client, round_num, NORM_SIZES) for client in range(2)]
         assert distance(ends[0][1], ends[1][1]) > 1e-3  # the hospitals' statistics differ
         weights = mean_by_examples([end for end, _ in ends], NORM_SIZES)
         learner.do_round(round_num)
@@ -360,10 +367,12 @@ def test_batch_norm_statistics_dropped(folders):
 @pytest.mark.parametrize("algorithm", ["scaffold", "local_norm", "mimelite", "fedadam"])
 def test_restored_state_goes_on_bit_for_bit(folders, algorithm):
     """Also what a client keeps that did not take part in the last round."""
-    model = norm_cnn("group") if algorithm == "local_norm" else softmax_regression
-    momentum = {"momentum": 0.9} if algorithm == "mimelite" else {}
-    options = {"model": model, "algorithm": algorithm, "clients_per_round": 2, **momentum}
-    learner = federation(folders, SIZES, PLAIN, **options)
+    if algorithm == "local_norm":
+        learner = federation(
+            folders, NORM_SIZES, GROUP_NORM, model=norm_cnn("group"), algorithm=algorithm, clients_per_round=1
+        )
+    else:
+        learner = federation(folders, SIZES, PLAIN, algorithm=algorithm, clients_per_round=2, **SERVER[algorithm])
     learner.do_round(1)
     learner.do_round(2)
     state = [np.array(part) for part in learner.state()]
@@ -379,12 +388,11 @@ def test_restored_state_goes_on_bit_for_bit(folders, algorithm):
 
 def test_each_algorithm_goes_its_own_way(folders):
     """Two rounds from the same weights on the same batches: no two algorithms are one under two names."""
-    settings = LocalSettings(batch_size=4, learning_rate=0.05, momentum=0.0)
+    # FedAvg in the federation; needs layers; needs its strength.
+    assert set(ALGORITHMS) == set(SERVER) | {"finetuned", "local_norm", "fedprox"}
     ends = {}
-    for name in ALGORITHMS:
-        if name in ("finetuned", "local_norm", "fedprox"):  # FedAvg in the federation; needs layers; needs its strength
-            continue
-        learner = federation(folders, SIZES, settings, algorithm=name, learning_rate=0.5, momentum=0.8)
+    for name, server in SERVER.items():
+        learner = federation(folders, SIZES, PLAIN, algorithm=name, **server)
         for round_num in (1, 2):
             learner.do_round(round_num)
         ends[name] = learner.weights()

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fl_utils import __version__, cli, doctor, paths, plotting
+from fl_utils import __version__, cli, doctor, paths, plotting, report
 from fl_utils.config import ConfigError
 from fl_utils.data import fetch as fetching
 from fl_utils.data import load
@@ -485,6 +485,16 @@ def swept(monkeypatch):
 
     monkeypatch.setattr(parallel, "sweep", note)
     return runs, options
+
+
+@pytest.mark.parametrize(("asked", "cores", "workers"), [((), 2, 2), ((), 16, 4), (("--workers", "3"), 2, 3)])
+def test_reproduce_takes_the_cores_there_are_but_no_more_than_four(monkeypatch, asked, cores, workers):
+    calls = []
+    monkeypatch.setattr(report, "run_notebooks", lambda profile, **options: calls.append((profile, options)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert called("reproduce", "--profile", "smoke", "--only", "02", *asked).exit_code == 0
+    assert calls == [("smoke", {"only": ["02"], "workers": workers})]
+    assert called("reproduce", "--workers", "-1").exit_code == 2
 
 
 def test_sweep_runs_the_notebooks_of_every_data_set_or_of_one(swept):

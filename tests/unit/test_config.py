@@ -24,7 +24,7 @@ SKEWED = {
 }  # fmt: skip
 NEEDS = {
     "fedprox": {"proximal_strength": 0.1}, "fedavgm": {"server_momentum": 0.5}, "mimelite": {"server_momentum": 0.5},
-    "finetuned": {"personal_epochs": 1}, "local_norm": {"model": "norm_cnn_group"},
+    "finetuned": {"personal_epochs": 1}, "local_norm": {"model": "norm_cnn_group"}, "scaffold": {"client_momentum": 0.0},
 }  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_missing_fields_are_all_named():
     [
         ("method", "fedfoo", "'centralized', 'local', 'fedsgd', 'fedavg', 'fedprox'"),
         ("partition", "skewed", "'pooled', 'iid', 'natural', 'dirichlet'"),
-        ("profile", "big", "'smoke', 'quick' or 'paper'"),
+        ("profile", "big", "'smoke', 'quick', 'paper' or 'phantoms'"),
         ("split", "leaky", "'deduplicated', 'near', 'pictures'"),
         ("model", "vgg", "'seed_cnn', 'residual_gn', 'small_cnn'"),
         ("norm_statistics", "forgotten", "'averaged' or 'dropped'"),
@@ -160,6 +160,11 @@ def test_a_method_needs_its_field_and_no_other_takes_it(field):
     for method in set(get_args(Method)) - {"centralized", *methods}:
         text = refused(FEDAVG | {"method": method} | NEEDS.get(method, {}) | {field: 0.5 if field != "personal_epochs" else 1})
         assert f"with method '{method}'; {said}" in text
+
+
+def test_scaffold_is_for_plain_sgd():
+    text = refused(FEDAVG | {"method": "scaffold"})
+    assert "client_momentum is 0.9 with method 'scaffold', whose control variates stand for plain SGD; set it to 0" in text
 
 
 @pytest.mark.parametrize("model", ["seed_cnn", "residual_gn", "small_cnn"])

@@ -17,6 +17,8 @@ from fl_utils.experiments import plans
 from fl_utils.experiments import run as run_module
 from fl_utils.experiments.hospitals import share_out
 from fl_utils.experiments.run import dataset_of, run
+from fl_utils.experiments.training import num_parameters
+from fl_utils.learning.centralized import CentralizedLearner
 from fl_utils.learning.errors import TrainingError
 from fl_utils.learning.local import LocalSettings, LocalTrainer, class_weights, make_predictor
 from fl_utils.models.classifiers import build_model
@@ -214,6 +216,8 @@ def test_smoke_run_writes_the_expected_record(smoke_runs, method):
     environment = record.environment
     assert environment["dataset_fingerprint"] == data.fingerprint and environment["synthetic"] is True
     assert sum(map(sum, environment["class_counts"]["train"])) == len(split.train)
+    assert environment["num_parameters"] == build_model("seed_cnn", (24, 24, 1), 4).count_params()
+    assert "diverged_at_round" not in environment
     assert set(environment["selected_round"]) == (set(names) if method == "local" else {"all"})
 
 
@@ -289,6 +293,42 @@ def test_diverged_run_leaves_no_record(folders):
     with pytest.raises(TrainingError, match="Round 1"):
         run(smoke("centralized", client_learning_rate=1e30), experiment="diverged", progress=False)
     assert not list((paths.runs_root("smoke") / "diverged").glob("*"))
+
+
+def test_a_run_that_diverges_is_recorded_where_that_is_an_answer(folders, monkeypatch):
+    """Hospital 1's second round gives no finite loss, whatever it learned; the others go on to their end."""
+    learned = CentralizedLearner.do_round
+
+    def do_round(learner, round_num):
+        losses = learned(learner, round_num)
+        return {client: math.nan if (client, round_num) == ("1", 2) else loss for client, loss in losses.items()}
+
+    monkeypatch.setattr(CentralizedLearner, "do_round", do_round)
+    config = smoke("local", total_rounds=3, client_epochs_per_round=1, seed=5)
+    with pytest.raises(TrainingError, match=r"Round 2: .*client\(s\) 1"):
+        run(config, experiment="diverged", progress=False)
+    assert not list((paths.runs_root("smoke") / "diverged").glob("*"))
+
+    record = run(config, experiment="diverged", progress=False, keep_diverged=True)
+    assert record.environment["diverged_at_round"] == {"1": 2} and record.environment["selected_round"]["1"] == 1
+    last = record.metrics.query("split == 'validation'").groupby("client")["round"].max()
+    assert last.to_dict() == {"0": 3, "1": 1, "2": 3, "3": 3}
+    assert record.metrics["value"].notna().all() and set(record.predictions["client"]) == set("0123")
+    monkeypatch.setattr(run_module, "_train", lambda *_: pytest.fail("trained again"))
+    assert run(config, experiment="diverged", progress=False).path == record.path
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [("seed_cnn", {}), ("norm_cnn_group", {}), ("norm_cnn_batch", {}), ("norm_cnn_batch", {"norm_statistics": "dropped"})],
+)
+def test_the_number_of_parameters_is_what_a_hospital_sends(dataset, model, fields):
+    network = build_model(model, (24, 24, 1), 4)
+    sent = network.trainable_variables if fields else network.weights
+    config = smoke("fedavg", model=model, client_learning_rate=0.05, **fields)
+    assert num_parameters(config, dataset) == sum(math.prod(weight.shape) for weight in sent)
+    averaged = sum(math.prod(weight.shape) for weight in network.non_trainable_variables)
+    assert (averaged > 0) == (model == "norm_cnn_batch")
 
 
 def test_sweep_runs_all_and_hands_on_the_facts(smoke_runs, folders):

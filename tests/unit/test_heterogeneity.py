@@ -26,7 +26,8 @@ NEEDED = {
     "quantity": {"quantity_alpha": 0.5},
 }  # fmt: skip
 METHOD_NEEDS = {"fedprox": {"proximal_strength": 0.1}, "fedavgm": {"server_momentum": 0.9},
-                "mimelite": {"server_momentum": 0.9}, "finetuned": {"personal_epochs": 1}}  # fmt: skip
+                "mimelite": {"server_momentum": 0.9}, "finetuned": {"personal_epochs": 1},
+                "scaffold": {"client_momentum": 0.0}}  # fmt: skip
 #: Images right of 200, by partition and method; the seed adds to it.
 RIGHT = {
     "iid": {"fedavg": 180, "fedprox": 181, "scaffold": 179, "local": 140},
@@ -108,8 +109,10 @@ def right(method, partition):
         ({"partition": "iid"}, "IID"),
         ({"partition": "dirichlet"}, "Dirichlet 0.1"),
         ({"partition": "dirichlet", "dirichlet_alpha": 100.0}, "Dirichlet 100"),
-        ({"partition": "pathological"}, "2 classes a hospital"),
+        ({"partition": "pathological"}, "Half of the classes"),  # two of four
+        ({"partition": "pathological", "classes_per_client": 1, "dataset": "phantom_chest"}, "Half of the classes"),
         ({"partition": "pathological", "classes_per_client": 1}, "1 class a hospital"),
+        ({"partition": "pathological", "classes_per_client": 3}, "3 classes a hospital"),
         ({"partition": "quantity"}, "Unequal sizes"),
         ({"partition": "feature"}, "Scanner a hospital"),
         ({"partition": "natural"}, "Natural"),
@@ -123,7 +126,7 @@ def test_partitions_have_names_for_readers(fields, label):
 
 def test_every_partition_of_the_configuration_has_a_name_and_a_place():
     for kind in ExperimentConfig.model_fields["partition"].annotation.__args__:
-        fields = {"partition": kind, "dirichlet_alpha": 1.0, "classes_per_client": 2}
+        fields = {"dataset": "phantom_brain", "partition": kind, "dirichlet_alpha": 1.0, "classes_per_client": 2}
         assert tables.partition_label(fields)
         one = run("centralized" if kind == "pooled" else "fedavg", kind)
         assert list(tables.cells([one]).values()) == [[one]]

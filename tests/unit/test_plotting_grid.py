@@ -11,7 +11,7 @@ from fl_utils.experiments.cells import ALGORITHMS
 from fl_utils.plotting import grid
 
 PANELS = ("Brain MRI", "Chest X-ray")
-PARTITIONS = ("IID", "Dirichlet 0.1", "2 classes a hospital")
+PARTITIONS = ("IID", "Dirichlet 0.1", "Half of the classes")
 METHODS = ("fedavg", "fedprox", "scaffold")
 
 
@@ -227,7 +227,7 @@ def test_cost_is_hollow_where_the_target_was_not_reached():
     figure = plotting.cost_to_target(frame)
     assert marks(figure.axes[0])[:2] == [(40, "o", "#ffffff"), (12, "D", plotting.look("fedprox").colour.lower())]
     assert texts(figure.axes[0]) == ["2/5"] and texts(figure.axes[1]) == []
-    assert legend_texts(figure) == ["reached by the mean over seeds", "not reached", "3/5: seeds that reach it"]
+    assert legend_texts(figure) == ["reached by the mean over seeds", "not reached when training ended", "3/5: seeds that reach it"]
     figure = plotting.cost_to_target(frame, quantity="total_bytes")
     assert figure.axes[0].get_xscale() == "log" and figure.get_supxlabel().startswith("MB sent and received")
     assert [x for x, *_ in marks(figure.axes[0])] == [60, 30, 30]

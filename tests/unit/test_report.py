@@ -9,7 +9,7 @@ import pytest
 
 from fl_utils import paths, readme, report
 from fl_utils.config import ConfigError
-from fl_utils.experiments import leakage, plans
+from fl_utils.experiments import grid, notebooks, parallel, plans
 
 HEAD = '# %% [markdown]\n# # 01 · Does it run?\n\n# %% tags=["parameters"]\nPROFILE = "quick"\n\n# %%\n'
 GOOD = HEAD + (
@@ -46,9 +46,9 @@ def test_notebooks_run_are_cleaned_and_overwrite_the_last_run(project, capsys, m
     (folder / "01_tiny.failed.ipynb").write_text("of an earlier attempt")
     before = dict(os.environ)
     trained = []
-    monkeypatch.setattr(report, "train_what_is_missing", lambda *arguments: trained.append(arguments))
-    assert report.run_notebooks("smoke") == [folder / "01_tiny.ipynb"]
-    assert trained == [("smoke", report.sources())]
+    monkeypatch.setattr(report, "train_what_is_missing", lambda *given, workers: trained.append((*given, workers)))
+    assert report.run_notebooks("smoke", workers=3) == [folder / "01_tiny.ipynb"]
+    assert trained == [("smoke", report.sources(), 3)]
     assert dict(os.environ) == before
     assert listing(folder) == ["01_tiny.ipynb"]
     told = capsys.readouterr().out
@@ -78,44 +78,96 @@ def test_notebooks_run_are_cleaned_and_overwrite_the_last_run(project, capsys, m
 
 @pytest.fixture
 def swept(monkeypatch):
-    """What would be trained: (configuration, experiment), one a run."""
-    runs = []
+    """What would be trained, and how: one (configurations, experiment, options) a stage."""
+    calls = []
 
-    def make(number):
-        return lambda profile, dataset, progress: [(number, profile, dataset)]
+    def note(configs, *, experiment, progress, **options):
+        assert isinstance(progress, bool)
+        calls.append((list(configs), experiment, options))
+        return list(configs)
 
-    monkeypatch.setattr(plans, "NOTEBOOK_CONFIGS", {"01": make("01"), "02": make("02")})
-    monkeypatch.setattr(leakage, "configs_00", make("00"))
-    monkeypatch.setattr(
-        plans, "sweep", lambda configs, *, experiment, progress: runs.extend((config, experiment) for config in configs)
-    )
-    return runs
+    monkeypatch.setattr(parallel, "sweep", note)
+    return calls
+
+
+@pytest.fixture
+def staged(monkeypatch):
+    """Two stages for every notebook and data set; the second is made when the first one has been trained."""
+    made = []
+
+    def stages(number, profile, dataset, progress):
+        for kind in ("tuning", "runs"):
+            made.append((number, dataset, kind))
+            yield notebooks.Stage(f"{number}_{kind}", [(profile, dataset, kind)], str, keep_diverged=kind == "tuning")
+
+    monkeypatch.setattr(notebooks, "stages", stages)
+    return made
+
+
+def told_of(swept):
+    return [(configs, experiment) for configs, experiment, _ in swept]
 
 
 def test_what_is_missing_is_trained_before_the_notebooks_run(project, swept, capsys):
     report.train_what_is_missing("smoke", [source(project, GOOD)])
-    assert swept == [
-        (("01", "smoke", dataset), plans.CLASSIFICATION) for dataset in ("phantom_brain", "phantom_chest")
-    ]
-    assert "01 phantom_brain: 1 runs are there" in capsys.readouterr().out
+    datasets = ("phantom_brain", "phantom_chest")
+    expected = [(plans.configs_01("smoke", name, progress=False), plans.CLASSIFICATION) for name in datasets]
+    assert told_of(swept) == expected and len(expected[0][0]) == 4
+    assert swept[0][2] == {"workers": 1, "ray_address": None, "facts": None, "keep_diverged": False}
+    assert "01 phantom_brain, classification: 4 runs are there (0 s)\n" in capsys.readouterr().out
 
 
-def test_every_notebook_trains_its_own_runs_in_order_and_some_train_nothing(project, swept, capsys):
-    report.train_what_is_missing("paper", [source(project, GOOD, f"{n}_tiny") for n in ("00", "02", "05")])
-    expected = [("00", leakage.LEAKAGE), ("02", plans.CLASSIFICATION)]
-    datasets = plans.datasets_of("paper")
-    assert swept == [((n, "paper", name), experiment) for n, experiment in expected for name in datasets]
-    told = capsys.readouterr().out
-    assert "00 brain_mri: 1 runs are there" in told and "02 chest_xray: 1 runs are there" in told
-    assert len(told.splitlines()) == 2 * len(datasets)
+def test_every_notebook_trains_its_stages_in_order_and_some_train_nothing(project, swept, staged, capsys):
+    chosen = [source(project, GOOD, f"{n}_tiny") for n in ("00", "03", "99")]
+    report.train_what_is_missing("paper", chosen, workers=3, ray_address="10.0.0.1:6379")
+    datasets, kinds = ("brain_mri", "chest_xray"), ("tuning", "runs")
+    expected = [(n, name, kind) for n in ("00", "03") for name in datasets for kind in kinds]
+    assert told_of(swept) == [([("paper", name, kind)], f"{n}_{kind}") for n, name, kind in expected]
+    for configs, _, options in swept:
+        assert options == {
+            "workers": 3, "ray_address": "10.0.0.1:6379", "facts": str, "keep_diverged": configs[0][2] == "tuning",
+        }
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [f"{n} {name}, {n}_{kind}" for n, name, kind in expected]
 
 
-def test_on_phantoms_notebook_00_trains_nothing(project, monkeypatch, capsys):
+def test_a_stage_is_made_when_the_one_before_is_trained(project, swept, staged, monkeypatch):
+    """The runs of notebook 03 take the settings that its trials chose."""
+
+    def broken(configs, **_):
+        raise parallel.SweepError({}, 1)
+
+    monkeypatch.setattr(parallel, "sweep", broken)
+    with pytest.raises(parallel.SweepError):
+        report.train_what_is_missing("paper", [source(project, GOOD, "03_tiny")])
+    assert staged == [("03", "brain_mri", "tuning")]
+
+
+def test_notebook_03_keeps_runs_that_diverge_and_trains_its_own_data_sets(project, swept):
+    report.train_what_is_missing("smoke", [source(project, GOOD, "03_tiny")])
+    (tuning, runs) = swept  # on phantoms nothing is tuned, and phantom chest X-rays are not in the grid
+    assert tuning[:2] == ([], grid.GRID_TUNING)
+    assert runs[:2] == (grid.configs_03("smoke", "phantom_brain", progress=False), grid.GRID)
+    assert tuning[2]["keep_diverged"] and runs[2]["keep_diverged"]
+    assert runs[2]["facts"](runs[0][0]) == {}
+
+
+def test_on_phantoms_notebook_00_trains_nothing(project, swept, capsys):
     """They share no picture and no patient: every split would be the same."""
-    swept = []
-    monkeypatch.setattr(plans, "sweep", lambda configs, **_: swept.extend(configs))
     report.train_what_is_missing("smoke", [source(project, GOOD, "00_tiny")])
-    assert swept == [] and "00 phantom_chest: 0 runs are there" in capsys.readouterr().out
+    assert [configs for configs, _, _ in swept] == [[], []] and capsys.readouterr().out == ""
+
+
+def test_only_one_data_set_where_asked_and_an_unknown_one_is_refused(project, swept, staged):
+    report.train_what_is_missing("paper", [source(project, GOOD, "02_tiny")], dataset="chest_xray")
+    assert staged == [("02", "chest_xray", "tuning"), ("02", "chest_xray", "runs")]
+    with pytest.raises(ConfigError, match="'paper' has no data set 'phantom_brain'; it has brain_mri, chest_xray"):
+        report.train_what_is_missing("paper", [], dataset="phantom_brain")
+
+
+def test_a_notebook_that_trains_nothing_has_no_stages():
+    with pytest.raises(ConfigError, match="Notebook '99' trains nothing beforehand; those that do are 00, 01, 02, 03"):
+        next(notebooks.stages("99", "smoke", "phantom_brain"))
 
 
 def test_a_failing_cell_is_named_and_what_there_is_is_kept(project):

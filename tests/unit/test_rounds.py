@@ -161,6 +161,36 @@ def test_diverged_round_is_not_saved(judge, tmp_path):
     assert load_checkpoint(path)["done"] == 2
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [{"losses": {4: {"0": 1.0, "2": np.nan}}}, {"script": [*SCRIPT[:3], [np.full((4, 2), np.inf), np.zeros(2)]]}],
+)
+def test_a_run_that_diverges_is_kept_up_to_there_where_asked(judge, broken):
+    result = run_rounds(Scripted(**{"script": SCRIPT} | broken), judge, total_rounds=5, keep_diverged=True)
+    assert result.diverged_at_round == 4 and result.best_round == 2
+    assert np.array_equal(result.best_weights[0], SCRIPT[1][0])
+    whole = run_rounds(Scripted(SCRIPT), judge, total_rounds=3)
+    assert whole.diverged_at_round is None
+    same(result, whole)  # the rounds before it as they were, and nothing of the round that diverged
+
+
+def test_a_run_without_a_good_round_is_an_error_also_where_it_would_be_kept(judge):
+    with pytest.raises(TrainingError, match="Round 1: a value that is not finite"):
+        run_rounds(Scripted(SCRIPT, losses={1: {"0": np.nan}}), judge, total_rounds=5, keep_diverged=True)
+
+
+def test_a_run_that_diverged_does_so_again_when_it_is_resumed(judge, tmp_path):
+    losses, path = {4: {"0": np.nan}}, tmp_path / "c.npz"
+    first, again = (
+        run_rounds(Scripted(SCRIPT, losses=losses), judge, total_rounds=5, checkpoint=path, checkpoint_interval_s=0,
+                   keep_diverged=True)
+        for _ in range(2)
+    )  # fmt: skip
+    assert load_checkpoint(path)["done"] == 3
+    assert (first.diverged_at_round, again.diverged_at_round) == (4, 4)
+    same(first, again)
+
+
 def same(a, b):
     pd.testing.assert_frame_equal(a.rows, b.rows, check_exact=True)
     return a.best_round == b.best_round and all(np.array_equal(x, y) for x, y in zip(a.best_weights, b.best_weights, strict=True))

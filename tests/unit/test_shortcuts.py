@@ -1,5 +1,6 @@
 """The shortcut probe: finds the cue that is there, no other, and never by recognising a patient."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -254,3 +255,41 @@ def test_a_cue_of_the_files_is_found(chest):
     assert mode["balanced_accuracy"] == mode["low"] == mode["high"] == 1
     for name in ("image size", "border", "mean intensity"):
         assert table.loc[name, "low"] < 0.5 and table.loc[name, "high"] < 0.65, name
+
+
+# --- slices of volumes ---
+
+
+def write_case(root, number, mask):
+    for folder, values in (("imagesTr", np.random.default_rng(number).random(mask.shape, np.float32) + 1), ("labelsTr", mask)):
+        path = root / "hippocampus" / folder / f"hippocampus_{number:03d}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+
+
+def middle(number):
+    """In the middle of the axial axis, anywhere along the others."""
+    mask = np.zeros((12, 12, 13), np.uint8)
+    rng = np.random.default_rng(number)
+    for axial in range(4, 9):
+        mask[rng.integers(12), rng.integers(12), axial] = 1
+    return mask
+
+
+def test_position_tells_where_the_structure_lies_in_the_middle(tmp_path, monkeypatch):
+    monkeypatch.setenv("FL_UTILS_DATA", str(tmp_path))
+    for number in range(1, 17, 2):
+        write_case(tmp_path, number, middle(number))
+    table = shortcuts.position_probe("hippocampus").set_index("plane")
+    assert table.loc["axial", "auc"] == 1.0 and table.loc["axial", "present"] == 5 / 13
+    for plane in ("sagittal", "coronal"):
+        assert table.loc[plane, "low"] < 0.5 < table.loc[plane, "high"] and table.loc[plane, "subjects"] == 8
+
+
+def test_position_needs_slices_with_and_without_the_structure(tmp_path, monkeypatch):
+    monkeypatch.setenv("FL_UTILS_DATA", str(tmp_path))
+    write_case(tmp_path, 1, np.ones((12, 12, 12), np.uint8))
+    with pytest.raises(DataError, match="hippocampus, sagittal: the structure is on every slice, or on none"):
+        shortcuts.position_probe("hippocampus")
+    with pytest.raises(DataError, match="brain_mri is a dataset of images, not of volumes"):
+        shortcuts.position_probe("brain_mri")
