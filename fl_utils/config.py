@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 import pydantic
 
-Profile = Literal["smoke", "quick", "paper"]
+#: "phantoms" is the published profile of what can only be shown on phantoms; it has a folder of its own.
+Profile = Literal["smoke", "quick", "paper", "phantoms"]
 #: `learning.algorithms` says what each federated method is, with its paper.
 Method = Literal[
     "centralized", "local", "fedsgd", "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "mimelite",
@@ -73,15 +74,25 @@ class ExperimentConfig(pydantic.BaseModel):
     server_momentum: float = pydantic.Field(default=0.0, ge=0, lt=1)
     personal_epochs: int = pydantic.Field(default=0, ge=0)
     norm_statistics: Literal["averaged", "dropped"] = "averaged"
+    #: The first so many hospitals mark their training images of the last class (see `data.markers`).
+    marked_hospitals: int = pydantic.Field(default=0, ge=0)
+    #: Training and validation labels dealt out anew: what a model learns that has nothing to learn.
+    shuffled_labels: bool = False
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self):
         pooled = self.partition == "pooled"
-        # Where every hospital has a scanner of its own, pooled images are not those of "pooled".
-        if (self.method == "centralized") != pooled and (self.method, self.partition) != ("centralized", "feature"):
+        # Where hospitals change their images, the pooled images are not those of "pooled".
+        changed = self.partition == "feature" or self.marked_hospitals > 0
+        if (self.method == "centralized") != pooled and not (self.method == "centralized" and changed):
             raise ValueError(
                 f"partition {self.partition!r} was given with method {self.method!r}; 'pooled' belongs to "
-                "'centralized', and only to it ('feature' pools the images of the hospitals' scanners)"
+                "'centralized', and only to it (with scanners or marks of its own, a hospital is pooled with these)"
+            )
+        if self.marked_hospitals > (0 if pooled else self.num_clients):
+            raise ValueError(
+                f"marked_hospitals is {self.marked_hospitals} with {self.num_clients} hospitals, partition "
+                f"{self.partition!r}; expected at most as many, and none where images are pooled from the start"
             )
         if pooled and self.num_clients != 1:
             raise ValueError(f"num_clients {self.num_clients} was given with method 'centralized'; expected 1")

@@ -7,6 +7,7 @@ import numpy as np
 from fl_utils import seeding
 from fl_utils.config import ExperimentConfig
 from fl_utils.data import phantoms
+from fl_utils.data.markers import mark
 from fl_utils.data.partition import (
     PartitionError, deal, dirichlet_shares, iid_partition, natural_partition, pathological_shares, quantity_shares,
 )
@@ -86,20 +87,34 @@ def partition_shares(config: ExperimentConfig, num_classes: int) -> np.ndarray |
 
 
 def as_taken(dataset: ImageDataset, hospitals: Hospitals, config: ExperimentConfig) -> ImageDataset:
-    """The data set as the hospitals' scanners show it; itself, unless the partition is "feature".
+    """The data set as the hospitals hold it; itself, where they add nothing.
 
-    Each hospital has a made-up scanner (`phantoms.draw_scanners`) that changes tone, sharpness and noise of all its
-    images, whatever their class.
+    With partition "feature" each hospital has a made-up scanner (`phantoms.draw_scanners`) that changes tone, sharpness
+    and noise of all its images, whatever their class. Marked hospitals put a mark on their training and validation
+    images of the last class. Shuffled labels are dealt out anew within the train and the validation part. The test
+    images keep their labels and bear no mark.
     """
-    if config.partition != "feature":
-        return dataset
-    owner = np.zeros(len(dataset), np.int64)
-    for parts in (hospitals.train, hospitals.validation, hospitals.test):
-        for client, index in enumerate(parts):
-            owner[index] = client
-    scanners = phantoms.draw_scanners(config.num_clients, rng=seeding.generator(config.seed, "scanners"))
-    noise = seeding.generator(config.seed, "scanner_noise")
-    return dataclasses.replace(dataset, images=phantoms.scan(dataset.images, owner, profiles=scanners, rng=noise))
+    if config.partition == "feature":
+        owner = np.zeros(len(dataset), np.int64)
+        for parts in (hospitals.train, hospitals.validation, hospitals.test):
+            for client, index in enumerate(parts):
+                owner[index] = client
+        scanners = phantoms.draw_scanners(config.num_clients, rng=seeding.generator(config.seed, "scanners"))
+        noise = seeding.generator(config.seed, "scanner_noise")
+        scanned = phantoms.scan(dataset.images, owner, profiles=scanners, rng=noise)
+        dataset = dataclasses.replace(dataset, images=scanned)
+    if config.marked_hospitals:
+        held = [*hospitals.train[: config.marked_hospitals], *hospitals.validation[: config.marked_hospitals]]
+        index = np.concatenate(held)
+        index, images = index[dataset.labels[index] == dataset.num_classes - 1], dataset.images.copy()
+        images[index] = mark(images[index])
+        dataset = dataclasses.replace(dataset, images=images)
+    if config.shuffled_labels:
+        rng, labels = seeding.generator(config.seed, "shuffled_labels"), dataset.labels.copy()
+        for index in (hospitals.split.train, hospitals.split.validation):
+            labels[index] = rng.permutation(labels[index])
+        dataset = dataclasses.replace(dataset, labels=labels)
+    return dataset
 
 
 def pooled(hospitals: Hospitals) -> Hospitals:

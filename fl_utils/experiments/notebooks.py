@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from fl_utils.config import ExperimentConfig
-from fl_utils.experiments import grid, leakage, plans
+from fl_utils.experiments import explain_plan, grid, leakage, plans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +25,13 @@ class Stage:
 
 
 #: Notebooks that train beforehand; the others train nothing, or by themselves.
-NUMBERS = ("00", "01", "02", "03")
+NUMBERS = ("00", "01", "02", "03", "04")
 
 
 def datasets_of(number: str, profile: str) -> tuple[str, ...]:
     """The data sets of a notebook in a profile."""
+    if number == "04":
+        return tuple(name for part in explain_plan.parts_of(profile) for name in explain_plan.datasets_of(part))
     return tuple(grid.GRIDS[profile].total_rounds) if number == "03" else plans.datasets_of(profile)
 
 
@@ -46,5 +48,8 @@ def stages(number: str, profile: str, dataset: str, progress: bool = True) -> It
     elif number == "03":
         yield Stage(grid.GRID_TUNING, grid.tuning_03(profile, dataset), keep_diverged=True)
         yield Stage(grid.GRID, grid.configs_03(profile, dataset, progress), facts=grid.tuning_facts(), keep_diverged=True)
+    elif number == "04":
+        (part,) = (part for part in explain_plan.parts_of(profile) if dataset in explain_plan.datasets_of(part))
+        yield Stage(explain_plan.EXPLAIN, explain_plan.configs_04(part, dataset))
     else:
         raise plans.ConfigError(f"Notebook {number!r} trains nothing beforehand; those that do are {', '.join(NUMBERS)}.")

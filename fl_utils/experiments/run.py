@@ -60,29 +60,65 @@ def run(
             raise
         return record
     record = records.find_record(root, config, dataset.fingerprint)
-    if record is None and os.environ.get("FL_UTILS_NO_TRAINING"):
-        raise records.RecordError(
-            f"There is no record of {records.run_id(config, dataset.fingerprint)} in {root}, and this command does "
-            f"not train. Run `make reproduce PROFILE={config.profile}` to train it."
-        )
+    if record is None:
+        name = records.run_id(config, dataset.fingerprint)
+        _refuse_to_train(config.profile, f"There is no record of {name} in {root}")
     return record or _train(config, dataset, root, progress, checkpoint_interval_s, facts or {}, keep_diverged)
 
 
-def _train(
-    config: ExperimentConfig, dataset: ImageDataset, root: Path, progress: bool, checkpoint_interval_s: float,
-    facts: dict, keep_diverged: bool,
-) -> RunRecord:
+def selected_weights(record: RunRecord, *, progress: bool = True, train: bool = True) -> dict[str, list[np.ndarray]]:
+    """The selected weights of a run's models, for those who look into them.
+
+    They are not part of the record, but kept in the cache; where they are not, they are trained again.
+
+    Args:
+      record: of the run.
+      progress: show a bar while they are trained again.
+      train: False to refuse to.
+    Returns:
+      Client name ("all", or one a hospital for "local") -> one array a variable, as `keras.Model.get_weights`.
+    Raises:
+      DataError: they must be trained again, and the images are not at hand.
+      RecordError: they must be trained again, and this command does not train.
+    """
+    folder, name = paths.cache_root() / "models", record.path.name
+    kept = {client: folder / f"{name}_{client}.npz" for client in record.environment["selected_round"]}
+    if not all(path.is_file() for path in kept.values()):
+        missing = f"The weights of {name} are not in {folder}"
+        _refuse_to_train(record.config["profile"], missing)
+        if not train:
+            raise records.RecordError(f"{missing}. `selected_weights(record)` trains them again.")
+        config = ExperimentConfig(**record.config)
+        dataset = dataset_of(config.dataset, config.image_size_px, config.num_images)
+        results = _models(config, dataset, progress, 20.0, keep_diverged=True)[2]
+        _keep_weights(config, dataset, results)
+        return {client: result.best_weights for client, result, _ in results}
+    weights = {}
+    for client, path in kept.items():
+        with np.load(path) as arrays:
+            weights[client] = [arrays[f"arr_{number}"] for number in range(len(arrays.files))]
+    return weights
+
+
+def _refuse_to_train(profile: str, what: str) -> None:
+    if os.environ.get("FL_UTILS_NO_TRAINING"):
+        raise records.RecordError(
+            f"{what}, and this command does not train. Run `make reproduce PROFILE={profile}` to train it."
+        )
+
+
+def _models(
+    config: ExperimentConfig, dataset: ImageDataset, progress: bool, checkpoint_interval_s: float, keep_diverged: bool
+) -> tuple[ImageDataset, Hospitals, list]:
+    """(the images as the hospitals hold them, who holds which, the trained models)."""
     # TensorFlow is loaded only when something is trained: figures are redrawn without it.
-    from fl_utils.experiments.training import num_parameters, train_hospital_models
+    from fl_utils.experiments.training import train_hospital_models
 
     hospitals = share_out(dataset, config)
     dataset = as_taken(dataset, hospitals, config)
     if config.method == "centralized":
         hospitals = pooled(hospitals)
-    name = records.run_id(config, dataset.fingerprint)
-    checkpoints = paths.checkpoints_root() / name
     models = config.num_clients if config.method == "local" else 1
-    start = time.monotonic()
     with tqdm(
         total=models * config.total_rounds, unit="round", desc=f"{config.dataset} {config.method} s{config.seed}",
         disable=not progress, leave=False,
@@ -93,9 +129,24 @@ def _train(
             bar.update()
 
         results = train_hospital_models(
-            config, dataset, hospitals, checkpoints, on_round, checkpoint_interval_s=checkpoint_interval_s,
-            keep_diverged=keep_diverged,
+            config, dataset, hospitals, _checkpoints(config, dataset), on_round,
+            checkpoint_interval_s=checkpoint_interval_s, keep_diverged=keep_diverged,
         )
+    return dataset, hospitals, results
+
+
+def _checkpoints(config: ExperimentConfig, dataset: ImageDataset) -> Path:
+    return paths.checkpoints_root() / records.run_id(config, dataset.fingerprint)
+
+
+def _train(
+    config: ExperimentConfig, dataset: ImageDataset, root: Path, progress: bool, checkpoint_interval_s: float,
+    facts: dict, keep_diverged: bool,
+) -> RunRecord:
+    from fl_utils.experiments.training import num_parameters
+
+    start = time.monotonic()
+    dataset, hospitals, results = _models(config, dataset, progress, checkpoint_interval_s, keep_diverged)
     duration_s = time.monotonic() - start
     metrics = pd.concat([result.rows for _, result, _ in results], ignore_index=True)
     predictions, final = [], []
@@ -111,9 +162,7 @@ def _train(
         duration_s=duration_s,
         facts=_facts(dataset, hospitals, results, num_parameters(config, dataset)) | facts,
     )
-    _keep_weights(name, results)
-    for path in checkpoints.glob("*.npz"):
-        path.unlink()
+    _keep_weights(config, dataset, results)
     return record
 
 
@@ -169,9 +218,9 @@ def _prediction_table(dataset: ImageDataset, hospitals: Hospitals, client: str, 
     return table.assign(**{f"p{k}": probabilities[test, k] for k in range(dataset.num_classes)})
 
 
-def _keep_weights(name: str, results: list) -> None:
-    """Keeps the selected weights in the cache, for the notebooks that look into the models."""
-    folder = paths.cache_root() / "models"
+def _keep_weights(config: ExperimentConfig, dataset: ImageDataset, results: list) -> None:
+    """Keeps the selected weights in the cache, for the notebooks that look into the models; checkpoints have served."""
+    folder, name = paths.cache_root() / "models", records.run_id(config, dataset.fingerprint)
     try:
         for client, result, _ in results:
             write_atomically(
@@ -179,3 +228,5 @@ def _keep_weights(name: str, results: list) -> None:
             )
     except OSError as error:
         tqdm.write(f"The selected weights of {name} were not kept in the cache: {error.strerror}.")
+    for path in _checkpoints(config, dataset).glob("*.npz"):
+        path.unlink()

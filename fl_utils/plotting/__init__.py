@@ -4,8 +4,10 @@ from fl_utils.plotting.audit import pair_distances, pair_gallery
 from fl_utils.plotting.comparison import hospital_gain, intervals
 from fl_utils.plotting.counts import class_counts, partition_heatmap, round_steps
 from fl_utils.plotting.curves import learning_curves
+from fl_utils.plotting.explain import agreement_heatmap, sanity_lines, shortcut_dots
 from fl_utils.plotting.grid import grid_heatmap, norm_panel, order_check, rank_diagram
 from fl_utils.plotting.images import case_gallery, image_gallery
+from fl_utils.plotting.maps import map_gallery, map_view
 from fl_utils.plotting.method_rows import cost_to_target, gap_bars, hospital_spread
 from fl_utils.plotting.partitions import partition_gallery
 from fl_utils.plotting.predictions import confusion_matrices, reliability
@@ -16,6 +18,7 @@ __all__ = [
     "LOOKS",
     "FigureError",
     "Look",
+    "agreement_heatmap",
     "case_gallery",
     "class_counts",
     "confusion_matrices",
@@ -28,6 +31,8 @@ __all__ = [
     "intervals",
     "learning_curves",
     "look",
+    "map_gallery",
+    "map_view",
     "norm_panel",
     "order_check",
     "pair_distances",
@@ -37,7 +42,9 @@ __all__ = [
     "rank_diagram",
     "reliability",
     "round_steps",
+    "sanity_lines",
     "save_figure",
     "save_table",
+    "shortcut_dots",
     "style",
 ]

@@ -63,6 +63,14 @@ LOOKS: Mapping[str, Look] = MappingProxyType(
         "small_cnn": Look("Small CNN", BLUE, "s", "-", "//"),
         "norm_cnn_group": Look("CNN with GroupNorm", GREEN, "o", "-", ""),
         "norm_cnn_batch": Look("CNN with BatchNorm", VERMILLION, "X", (0, (5, 2)), "xx"),
+        "shuffled": Look("Trained on shuffled labels", PURPLE, "X", (0, (1, 1.2)), "\\\\\\"),
+        "untrained": Look("Never trained", GREY, "x", (0, (1, 3)), "oo"),
+        "grad_cam": Look("Grad-CAM", BLUE, "P", "-", ""),
+        "grad_cam_pp": Look("Grad-CAM++", ORANGE, "p", (0, (5, 2)), "//"),
+        "hires_cam": Look("HiResCAM", GREEN, "d", (0, (5, 1.5, 1, 1.5)), ".."),
+        "score_cam": Look("Score-CAM", BLACK, "v", (0, (1, 1.2)), "xx"),
+        "random": Look("Random map", GREY, "D", (0, (1, 1.2)), "--"),
+        "centre": Look("Centre prior", GREY, "s", (0, (5, 2)), "++"),
     }
 )
 

@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).resolve().parents[2] / "fl_utils"
 FLOORS = {
     "config": 0, "files": 0, "paths": 0, "platform_check": 0, "records": 0, "seeding": 0, "statistics": 0,
     "data": 1, "models": 1,
-    "learning": 2,
+    "explain": 2, "learning": 2,
     "experiments": 3, "plotting": 3,
-    "cli": 4, "doctor": 4, "interactive": 4, "readme": 4, "report": 4,
+    "cli": 4, "doctor": 4, "interactive": 4, "map_viewer": 4, "readme": 4, "report": 4,
 }  # fmt: skip
 TENSORFLOW = {"tensorflow", "keras", "tensorflow_federated", "tf_keras"}
 WITHOUT_TENSORFLOW = ("config", "files", "paths", "platform_check", "records", "seeding", "statistics", "data", "plotting")
@@ -164,6 +164,11 @@ def test_floor_0_data_and_plotting_never_reach_tensorflow():
 
 def test_figures_are_redrawn_without_tensorflow():
     assert not {t.split(".")[0] for t in reachable("fl_utils.experiments.analysis", TREES, FOLDERS)} & TENSORFLOW
+
+
+def test_maps_are_scored_without_tensorflow():
+    for name in ("fl_utils.explain.baselines", "fl_utils.explain.scores", "fl_utils.explain.similarity"):
+        assert not {t.split(".")[0] for t in reachable(name, TREES, FOLDERS)} & TENSORFLOW, name
 
 
 def test_tensorflow_is_loaded_lazily_above_learning():
