@@ -102,7 +102,8 @@ def view(models: Models, index: int, name: str, layer: str, asked: int, cam: str
     class_map, probabilities = models.map_of(index, name, layer, asked, cam)
     words = models.class_names[asked].replace("_", " ")
     return map_view(
-        models.images[index], class_map, probabilities, models.class_names, asked=asked, label=int(models.labels[index]),
+        models.images[index], class_map, probabilities, models.class_names, asked=asked,
+        label=int(models.labels[index]),
         title=f"{name}: {CAM_LABELS[cam]} at {layer} for {words!r}" + (
             "   (synthetic phantom)" if models.explanation.facts["synthetic"] else ""
         ),

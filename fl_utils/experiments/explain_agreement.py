@@ -20,8 +20,8 @@ NAMES = ("centralized", "fedavg", "alone", "shuffled", "untrained")
 def agreement_matrix(explanations: Sequence[Explanation]) -> pd.DataFrame:
     """How alike the Grad-CAM maps of two models of one seed are, mean over images.
 
-    "alone" stands for the hospitals' own models: with another model the mean over the hospitals, with itself the mean over
-    pairs of different hospitals.
+    "alone" stands for the hospitals' own models: with another model the mean over the hospitals, with itself the mean
+    over pairs of different hospitals.
 
     Returns:
       One row dataset x measure x first x second, both ways round: dataset, panel, measure ("rank_correlation", "ssim"),
@@ -37,7 +37,8 @@ def agreement_matrix(explanations: Sequence[Explanation]) -> pd.DataFrame:
         for measure in MEASURES:
             table["weighted"] = table[measure] * table["images"]
             # Labels weigh by their images, pairs of hospitals alike.
-            pairs = table.groupby(["seed", "first", "first_client", "second", "second_client"])[["weighted", "images"]].sum()
+            keys = ["seed", "first", "first_client", "second", "second_client"]
+            pairs = table.groupby(keys)[["weighted", "images"]].sum()
             values = (pairs["weighted"] / pairs["images"]).groupby(["seed", "first", "second"]).mean()
             for (first, second), group in values.groupby(["first", "second"]):
                 interval = seed_interval(group)
@@ -58,11 +59,11 @@ def repeatability(explanations: Sequence[Explanation]) -> pd.DataFrame:
     """How alike the Grad-CAM maps of one arm are when it is trained again with another seed.
 
     A seed draws the initial weights, the batches and who holds what anew; "local" is the first hospital's model, which
-    therefore also sees other images. Maps are kept on the layer's grid and are upsampled to the image for the comparison.
+    therefore also sees other images. Maps are kept on the layer's grid, and upsampled to the image for the comparison.
 
     Returns:
-      One row dataset x arm x measure: dataset, panel, model, measure, pairs (of seeds), mean, low, high (over seeds, by the
-      jackknife, as pairs share their seeds; NaN below 3 seeds).
+      One row dataset x arm x measure: dataset, panel, model, measure, pairs (of seeds), mean, low, high (over seeds, by
+      the jackknife, as pairs share their seeds; NaN below 3 seeds).
     Raises:
       ValueError: see `explain_report.by_dataset`; a data set with one seed only.
     """
@@ -83,8 +84,8 @@ def repeatability(explanations: Sequence[Explanation]) -> pd.DataFrame:
                     continue
                 interval = _jackknife(values, len(members))
                 rows.append(
-                    {"dataset": dataset, "panel": panel(dataset), "model": model, "measure": measure, "pairs": len(values)}
-                    | {"mean": interval.mean, "low": interval.low, "high": interval.high}
+                    {"dataset": dataset, "panel": panel(dataset), "model": model, "measure": measure}
+                    | {"pairs": len(values), "mean": interval.mean, "low": interval.low, "high": interval.high}
                 )
     return pd.DataFrame(rows)
 

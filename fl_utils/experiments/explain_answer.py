@@ -43,8 +43,8 @@ def _where(name: str, scores: pd.DataFrame, compared: pd.DataFrame) -> str:
             random = scores[(scores["metric"] == metric) & (scores["cam"] == "random") & (scores["model"] == "fedavg")]
             blind = f"a random map on FedAvg {_ci(random.iloc[0])}"
         text += f"{METRIC_LABELS[metric]} of {CAM_LABELS[CAM]}: {said}; {blind}. "
-    for kind, chosen in (("models", compared["second_cam"] == CAM), ("with a random map", compared["second_cam"] == "random")):
-        text += _significant(f"comparisons of {kind}" if kind == "models" else f"comparisons {kind}", compared[chosen])
+    for kind, cam in (("of models", CAM), ("with a random map", "random")):
+        text += _significant(f"comparisons {kind}", compared[compared["second_cam"] == cam])
     return text.rstrip()
 
 
@@ -56,16 +56,16 @@ def _who(name: str, agreement: pd.DataFrame, repeated: pd.DataFrame) -> str:
         ("alone", "alone"): "two hospitals alone", ("centralized", "untrained"): "centralized and untrained",
     }
     said = [f"{text} {_ci(ranks.loc[pair])}" for pair, text in words.items() if pair in ranks.index]
-    twice = [f"{MODEL_LABELS[model]} {_ci(again.loc[model])}" for model in ("centralized", "fedavg") if model in again.index]
+    twice = [f"{MODEL_LABELS[name]} {_ci(again.loc[name])}" for name in ("centralized", "fedavg") if name in again.index]
     text = f"**{name}, agreement** (rank correlation of the maps of two models): {', '.join(said)}."
     return text + (f" The same arm in two seeds: {', '.join(twice)}." if twice else "")
 
 
 def _marker(name: str, shortcut: pd.DataFrame, tests: pd.DataFrame) -> str:
     table = shortcut[shortcut["cam"].isin(("", CAM))].set_index(["quantity", "arm"])
-    text = f"**{name}, the marker.** "
+    text, area = f"**{name}, the marker.** ", table.loc["energy", "chance"].mean()
     for quantity, words in (
-        ("energy", f"Share of {CAM_LABELS[CAM]} in the marker's box (its area {table.loc['energy', 'chance'].mean():.3f})"),
+        ("energy", f"Share of {CAM_LABELS[CAM]} in the marker's box (its area {area:.3f})"),
         ("rise", "Rise of sick calls on healthy images by the mark"),
         ("balanced_accuracy", "Balanced accuracy without marks"),
     ):

@@ -15,7 +15,8 @@ from fl_utils.statistics import holm, paired_seed_test, seed_interval
 METRICS = ("pointing", "energy", "iou_half", "iou_best", "deletion", "insertion")
 METRIC_LABELS = {
     "pointing": "Pointing game", "energy": "Energy in the lesion", "iou_half": "IoU at half of the maximum",
-    "iou_best": "IoU at the best threshold", "deletion": "Deletion (area, small is good)", "insertion": "Insertion (area)",
+    "iou_best": "IoU at the best threshold", "deletion": "Deletion (area, small is good)",
+    "insertion": "Insertion (area)",
 }
 CAM_LABELS = {
     "grad_cam": "Grad-CAM", "grad_cam_pp": "Grad-CAM++", "hires_cam": "HiResCAM", "score_cam": "Score-CAM",
@@ -113,7 +114,8 @@ def comparisons(
 
     Returns:
       One row a data set, metric and pair: dataset, panel, metric, comparison (words), first, first_cam, second,
-      second_cam, seeds, difference (first minus second), low, high, p_value, p_holm (over the whole table), significant.
+      second_cam, seeds, difference (first minus second), low, high, p_value, p_holm (over the whole table),
+      significant.
     Raises:
       ValueError: see `by_dataset`; fewer than 2 seeds.
     """
@@ -154,10 +156,10 @@ def sanity_table(explanations: Sequence[Explanation]) -> pd.DataFrame:
     """What is left of the maps when weights are made random from the logits upwards.
 
     Returns:
-      One row dataset x model x cam x measure x layer: dataset, panel, model, cam, measure ("rank_correlation" and "ssim"
-      with the trained model's maps; "pointing" and "energy" where there are masks), depth (1 is the logits), layer (the
-      last that was made random), seeds, mean, low, high (t over seeds). For pointing and energy depth 0, layer "trained"
-      is the trained model. Seeds in which no map could be compared (all constant) do not count.
+      One row dataset x model x cam x measure x layer: dataset, panel, model, cam, measure ("rank_correlation" and
+      "ssim" with the trained model's maps; "pointing" and "energy" where there are masks), depth (1 is the logits), layer (the
+      last that was made random), seeds, mean, low, high (t over seeds). For pointing and energy depth 0, layer
+      "trained" is the trained model. Seeds in which no map could be compared (all constant) do not count.
     """
     rows = []
     for dataset, members in by_dataset(explanations).items():

@@ -63,12 +63,12 @@ def shortcut_tests(
 ) -> pd.DataFrame:
     """Paired t-tests over seeds on the marker, with Holm's correction over the whole table; energy of Grad-CAM.
 
-    Asked are: does federation dilute the shortcut (against the hospital alone and against pooling, in energy and rise), and
-    what do marks change at all (each arm against itself without marks, in `metric` as well).
+    Asked are: does federation dilute the shortcut (against the hospital alone and against pooling, in energy and rise),
+    and what do marks change at all (each arm against itself without marks, in `metric` as well).
 
     Returns:
-      One row a data set, quantity and pair: dataset, panel, quantity, comparison (words), first, second, seeds, difference
-      (first minus second), low, high, p_value, p_holm, significant.
+      One row a data set, quantity and pair: dataset, panel, quantity, comparison (words), first, second, seeds,
+      difference (first minus second), low, high, p_value, p_holm, significant.
     Raises:
       ValueError: see `shortcut_table`; fewer than 2 seeds.
     """
@@ -106,7 +106,9 @@ def _values(explanations: Sequence[Explanation], runs: Sequence[RunRecord]) -> p
                 rows.append(key | {"quantity": "rise", "cam": "", "value": rise, "chance": 0.0})
                 name = member.facts["runs"][row.arm]
                 if name not in by_name:
-                    raise ValueError(f"The record {name} is not among the {len(runs)} runs; take `explaining.records_of`.")
+                    raise ValueError(
+                        f"The record {name} is not among the {len(runs)} runs; take `explaining.records_of`."
+                    )
                 table = by_name[name].predictions
                 table = table[(table["client"] == row.client) & (table["split"] == "test")]
                 probabilities = table[[f"p{k}" for k in range(len(member.facts["class_names"]))]].to_numpy()
@@ -119,7 +121,10 @@ def _values(explanations: Sequence[Explanation], runs: Sequence[RunRecord]) -> p
     table = pd.DataFrame(rows)
     # Data sets stay as they came; quantities and arms stand in their own order.
     table["place"] = table["dataset"].map({name: n for n, name in enumerate(dict.fromkeys(table["dataset"]))})
-    table = table.sort_values(["place", "quantity", "cam", "arm", "seed"], key=lambda c: c.map(order) if c.name in ("quantity", "arm") else c)
+    table = table.sort_values(
+        ["place", "quantity", "cam", "arm", "seed"],
+        key=lambda column: column.map(order) if column.name in ("quantity", "arm") else column,
+    )
     return table.drop(columns="place").reset_index(drop=True)
 
 

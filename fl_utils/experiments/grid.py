@@ -88,7 +88,8 @@ class GridSettings:
 
 GRIDS = {
     "smoke": GridSettings(
-        (0, 1), {"phantom_brain": 2}, ("fedavg", "scaffold"), ("iid", "pathological"), image_size_px=24, num_images=160
+        (0, 1), {"phantom_brain": 2}, ("fedavg", "fedadam", "scaffold"), ("iid", "pathological"), image_size_px=24,
+        num_images=600,
     ),
     "quick": GridSettings(
         (0, 1), {"phantom_brain": 12}, ("fedavg", "fedprox", "fedadam", "scaffold"), ("iid", "dirichlet", "pathological"),

@@ -31,7 +31,9 @@ def agreement_heatmap(df: pd.DataFrame, *, measure: str = "rank_correlation", co
     Raises:
       ValueError: a column is missing, empty or not finite; two rows for one place; no row of the measure.
     """
-    df = checked(df, "agreement_heatmap", text=["panel", "measure", "first", "second"], numbers=["mean"], gaps=["low", "high"])
+    df = checked(
+        df, "agreement_heatmap", text=["panel", "measure", "first", "second"], numbers=["mean"], gaps=["low", "high"]
+    )
     df = df[df["measure"] == measure]
     df = checked(df, "agreement_heatmap", text=["panel"], unique=["panel", "first", "second"])
     panels, names = split_panels(df), in_order(df["first"])
@@ -72,8 +74,8 @@ def sanity_lines(df: pd.DataFrame, *, measure: str = "rank_correlation", columns
       measure: which rows.
       columns: panels side by side.
     Raises:
-      ValueError: a column is missing, empty or not finite; two rows for one place; no row of the measure; a cam or model
-        without a look.
+      ValueError: a column is missing, empty or not finite; two rows for one place; no row of the measure; a cam or
+        model without a look.
     """
     df = checked(
         df, "sanity_lines", text=["panel", "model", "cam", "measure", "layer"], numbers=["depth", "mean"],

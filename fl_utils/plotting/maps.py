@@ -66,7 +66,8 @@ def map_gallery(
         title = "\n".join(wrapped(line.replace("_", " "), words - 0.1) for line in titles[number].split("\n"))
         row[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
         if right is not None:
-            row[0].add_patch(Rectangle((0, 0), 1, 1, transform=row[0].transAxes, fill=False, **_verdict(right[number])))
+            frame = {"transform": row[0].transAxes, "fill": False} | _verdict(right[number])
+            row[0].add_patch(Rectangle((0, 0), 1, 1, **frame))
         for place, maps in enumerate(maps_by_name.values()):
             draw_map(row[1 + 2 * place], maps[number])
             draw_overlay(row[2 + 2 * place], images[number], maps[number])
@@ -212,7 +213,8 @@ def _check(figure: str, images, maps_by_name, masks, boxes) -> None:
         raise ValueError(f"{figure}: maps_by_name is empty; expected one model or more.")
     for name, maps in maps_by_name.items():
         if np.shape(maps) != images.shape[:3]:
-            raise ValueError(f"{figure}: maps of {name!r} are {list(np.shape(maps))}, expected {list(images.shape[:3])}.")
+            found, expected = list(np.shape(maps)), list(images.shape[:3])
+            raise ValueError(f"{figure}: maps of {name!r} are {found}, expected {expected}.")
         if not (np.isfinite(maps).all() and np.min(maps) >= 0 and np.max(maps) <= 1 + 1e-6):  # upsampling may round up
             raise ValueError(f"{figure}: maps of {name!r} hold values outside 0 to 1; divide each by its maximum.")
     for name, region in (("masks", masks), ("boxes", boxes)):
