@@ -36,14 +36,14 @@ class ExplainSettings:
 
     seeds: tuple[int, ...]
     total_rounds: dict[str, int]
-    image_size_px: int = 64
+    image_size_px: int = 48
     num_images: int | None = None
     images_per_class: int = 40
 
 
 SETTINGS = {
     "smoke": ExplainSettings((0, 1), {"phantom_chest": 2}, image_size_px=32, num_images=160, images_per_class=6),
-    "quick": ExplainSettings((0, 1), {"phantom_brain": 12, "phantom_chest": 12}, 48, num_images=600, images_per_class=20),
+    "quick": ExplainSettings((0, 1), {"phantom_chest": 12}, num_images=480, images_per_class=20),
     "phantoms": ExplainSettings((0, 1, 2, 3, 4), {"phantom_brain": 16, "phantom_chest": 16}, num_images=1200),
     "paper": ExplainSettings((0, 1, 2, 3, 4), {"brain_mri": 24, "chest_xray": 12}),
 }

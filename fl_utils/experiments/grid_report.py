@@ -137,3 +137,15 @@ def answer(table: pd.DataFrame, gap: pd.DataFrame, ranks: pd.DataFrame) -> list[
     return sentences
 
 
+def order_in_words(longer: pd.DataFrame) -> str:
+    """One sentence a block of `heterogeneity.longer_run`: did longer training change the order?"""
+    sentences = []
+    for (name, partition), rows in longer.groupby(["panel", "partition"], sort=False):
+        first = [METHOD_LABELS[rows.loc[rows[rank].idxmin(), "method"]] for rank in ("rank_short", "rank_long")]
+        moved = int((rows["rank_short"] != rows["rank_long"]).sum())
+        best = f"{first[0]} stays first" if first[0] == first[1] else f"the first is {first[1]} instead of {first[0]}"
+        sentences.append(
+            f"{name}, {partition}: after {rows['rounds_long'].iloc[0]} rounds instead of {rows['rounds_short'].iloc[0]}, "
+            f"{moved} of {len(rows)} methods have another rank (Kendall's tau {rows['kendall_tau'].iloc[0]:.2f}), and {best}."
+        )
+    return " ".join(sentences)

@@ -298,7 +298,7 @@ def norm_panel(runs: Sequence[RunRecord], metric: str = "balanced_accuracy") -> 
       norm_statistics ("averaged" or "dropped"), partition, seeds, mean, low, high (t over seeds).
     """
     names = {"norm_cnn_group": "GroupNorm", "norm_cnn_batch": "BatchNorm"}
-    methods = {"fedavg": "FedAvg", "centralized": "Centralized", "local": "Each alone", "local_norm": "layers at home"}
+    methods = {"fedavg": "", "centralized": ", pooled", "local": ", alone", "local_norm": " at home"}
     rows, arms = [], {}
     for run in runs:
         config = run.config
@@ -306,9 +306,9 @@ def norm_panel(runs: Sequence[RunRecord], metric: str = "balanced_accuracy") -> 
     for (model, statistics), members in arms.items():
         for (dataset, partition, method), cell in cells(members).items():
             interval = seed_interval(_scores(cell, metric))
-            label = f"{names.get(model, model)}, {methods.get(method, method)}"
-            if model == "norm_cnn_batch" and method not in ("centralized", "local"):
-                label += f", statistics {statistics}"
+            label = f"{names.get(model, model)}{methods.get(method, f', {method}')}"
+            if model == "norm_cnn_batch" and method == "fedavg":
+                label += f", {statistics}"
             rows.append(
                 {"dataset": dataset, "panel": partition, "label": label, "model": model, "method": method}
                 | {"norm_statistics": statistics, "partition": partition, "seeds": interval.num}

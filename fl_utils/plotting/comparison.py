@@ -48,7 +48,7 @@ def intervals(
     figure = new_figure(0.42 * len(labels) + 1.4)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, (name, table) in zip(axes, panels.items(), strict=True):
-        ax.set_title(name)
+        ax.set_title(name, fontsize=12 if len(panels) < 3 else 10.5)
         _rows(ax, table, labels, decimals)
         ax.set_xlabel(x_label if len(panels) == 1 else "")
         ax.grid(axis="y", visible=False)

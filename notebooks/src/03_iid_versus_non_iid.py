@@ -233,7 +233,7 @@ if "personal" in parts:
 #
 # FedAvg over the Dirichlet parameter; 50 hospitals of which 10 take part in a round; three real sources of chest X-rays (children in Guangzhou, adults in
 # Bethesda standing and at the bedside); and normalisation layers: BatchNorm's running mean and variance are no gradient's work, and a federation must do
-# something with them: average them, drop them as TFF does, or leave them at home.
+# something with them: average them, drop them as TFF does, or leave them at home (then each test image is judged by the model of its hospital).
 
 # %%
 if "alphas" in parts:
@@ -251,7 +251,8 @@ captions = {"many": "Chest X-ray, 50 hospitals, 10 of them in each of 60 rounds"
 for part, caption in captions.items():
     if part in parts:
         shown = grid_report.method_intervals(parts[part], METRIC)
-        figure = plotting.intervals(shown.assign(panel=shown["dataset_label"] + ", " + shown["partition"]), x_label="Balanced accuracy on the common test set")
+        panels = shown["dataset_label"] + (", " + shown["partition"] if part == "many" else "")
+        figure = plotting.intervals(shown.assign(panel=panels), x_label="Balanced accuracy on the common test set")
         plotting.save_figure(
             figure, f"fig03_{part}", data=shown, profile=PROFILE, synthetic=SYNTHETIC,
             caption=f"{caption}: mean and 95 % t-interval over seeds.",
@@ -284,6 +285,7 @@ if "longer" in parts:
         caption="The methods' order after the grid's rounds and after three times as many; balanced accuracy on the common test set.",
     )
     display(figure)
+    display(Markdown(grid_report.order_in_words(longer)))
 
 # %% [markdown]
 # ## What to use when
@@ -316,6 +318,7 @@ playground(profile="smoke" if PROFILE == "smoke" else "quick")
 # * **Small images, a small network, few rounds.** The curves show who is still rising. The longer run above checks one cell, not all.
 # * **Five seeds**: a difference of one standard deviation is rarely significant after Holm. "Not significant" is not "equal".
 # * **Two data sets** share their images over partitions, so the blocks of the rank test are not independent: a guide, not a proof.
+# * **Fine-tuning** takes FedAvg's learning rate, which is too large for a small hospital's two passes: a smaller one was not tried.
 # * **Libraries differ.** TFF 0.87's own FedProx adds the proximal term with the opposite sign (it pushes away from the common model); here it is the
 #   paper's, and a test holds both beside each other. Its optimizers correct the bias of the first rounds, the paper's FedAdam and FedYogi do not.
 # * **The feature skew is made up**: tone, sharpness and noise of invented scanners, not those of real vendors.

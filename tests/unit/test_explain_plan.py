@@ -54,7 +54,7 @@ def test_the_shortcut_is_for_two_classes():
     assert explain_plan.arms_of("brain_mri") == explain_plan.ARMS
     assert set(explain_plan.arms_of("chest_xray")) == {*explain_plan.ARMS, *explain_plan.MARKED_ARMS}
     with pytest.raises(KeyError):
-        explain_plan.explain_config("quick", "phantom_brain", "fedavg_marked_1", 0)
+        explain_plan.explain_config("phantoms", "phantom_brain", "fedavg_marked_1", 0)
 
 
 @pytest.mark.parametrize(("arm", "number"), [("local_marked_1", 1), ("fedavg_marked_1", 1), ("fedavg_marked_4", 4),

@@ -1,5 +1,6 @@
 """Tables of notebook 03 from small made-up records: every number against one counted by hand."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,15 @@ import pytest
 from scipy import stats
 
 from fl_utils import records
-from fl_utils.config import ExperimentConfig, make_config
+from fl_utils.config import METHOD_LABELS, ExperimentConfig, make_config
 from fl_utils.data.partition import iid_partition
 from fl_utils.data.types import ImageDataset
+from fl_utils.experiments import grid_report
 from fl_utils.experiments import heterogeneity as tables
 from fl_utils.experiments.analysis import score
 from fl_utils.experiments.hospitals import Hospitals
 from fl_utils.records import RunRecord
-from fl_utils.statistics import critical_difference
+from fl_utils.statistics import critical_difference, seed_interval
 
 NUM = 200
 LABELS = np.arange(NUM) % 2
@@ -311,7 +313,7 @@ def test_norm_panel_tells_the_kinds_of_statistics_apart():
             for model, kind, number in arms for s in SEEDS]  # fmt: skip
     table = tables.norm_panel(runs)
     assert table["label"].tolist() == [
-        "GroupNorm, FedAvg", "BatchNorm, FedAvg, statistics averaged", "BatchNorm, FedAvg, statistics dropped"
+        "GroupNorm", "BatchNorm, averaged", "BatchNorm, dropped"
     ]
     assert table["mean"].tolist() == pytest.approx([(number + 1) / NUM for _, _, number in arms])
     assert (table["low"] < table["mean"]).all() and table["norm_statistics"].tolist() == [kind for _, kind, _ in arms]
@@ -463,3 +465,67 @@ def test_the_made_up_records_are_what_the_tests_count_with(runs):
         expected = RIGHT[one.config["partition"]][method] + WOBBLE[method][one.config["seed"]]
         assert score(one, "accuracy") == pytest.approx(expected / NUM)
         assert score(one, "balanced_accuracy") == pytest.approx(expected / NUM)
+
+
+# --- what stands around the comparison (grid_report) ---
+
+
+def test_the_answer_is_made_of_the_tables(runs):
+    table, gap, ranks = tables.grid(runs), tables.gap_recovered(runs), tables.ranks(runs)
+    (*blocks, last) = grid_report.answer(table, gap, ranks)
+    (text,) = blocks
+    for row in gap[gap["method"] == "fedavg"].itertuples():
+        assert f"{row.share:.0%} [{row.low:.0%}, {row.high:.0%}] on {row.partition}" in text
+    tested = table[table["p_holm"].notna()]
+    better = tested[tested["verdict"] == "better"]
+    assert len(better) > 0 and f"Significantly better than FedAvg: {len(better)} of {len(tested)} comparisons" in text
+    assert all(f"on {row.partition} ({row.difference:+.3f})" in text for row in better.itertuples())
+    before = tested[tested["p_value"] < 0.05]["difference"]
+    assert f"it would be {(before > 0).sum()} better and {(before < 0).sum()} worse, with 0 expected by chance" in text
+    best = ranks.iloc[0]
+    assert f"best {METHOD_LABELS[best['method']]} with {best['average_rank']:.2f}" in last and "over 3 blocks" in last
+
+
+def test_counts_come_from_the_records():
+    table = grid_report.recorded_counts([run("fedavg", "iid"), run("fedavg", "dirichlet", sizes=(20, 4, 3, 0))])
+    assert list(table.groupby("panel", sort=False)["count"].sum().items()) == [("IID", 69), ("Dirichlet 0.1", 27)]
+    assert table["client"].unique().tolist() == [1, 2, 3, 4] and table["class_name"].unique().tolist() == ["a", "b"]
+
+
+def test_chosen_settings_show_the_trials():
+    tuned = run("fedprox")
+    trials = [{"score": 0.5}, {"score": 0.7}, {"score": None}]
+    tuned.environment["tuning"] = {"seed": 1000, "partition": "dirichlet", "trials": trials}
+    table = grid_report.chosen_settings([tuned, run("fedavg")]).set_index("method")
+    assert table.loc["fedprox", ["trials", "lowest", "best", "diverged"]].tolist() == [3, 0.5, 0.7, 1]
+    assert table.loc["fedprox", "other"] == "proximal_strength 0.1" and table.loc["fedavg", "trials"] == 0
+    assert np.isnan(table.loc["fedavg", "best"])
+
+
+def test_anchors_at_equal_steps_are_an_earlier_round_of_the_pooled_model():
+    pooled = []
+    for seed in SEEDS:
+        record = run("centralized", "pooled", seed, total_rounds=2 * CLIENTS)
+        # Equal steps: 2 of 8 rounds. Validation chooses round 1 of these, whatever comes later.
+        rows = [(n, "all", split, "balanced_accuracy", value) for n, validation, test in ((1, 0.6, 0.55), (2, 0.5, 0.7), (3, 0.9, 0.8))
+                for split, value in (("validation", validation), ("test", test))]  # fmt: skip
+        pooled.append(dataclasses.replace(record, metrics=pd.DataFrame(rows, columns=records.METRIC_COLUMNS)))
+    (row,) = grid_report.anchor_table([run("local", "iid", s) for s in SEEDS] + pooled).itertuples()
+    assert row.centralized_equal_steps.startswith("0.550 ") and row.partition == "IID"
+    alone = seed_interval(right("local", "iid"))
+    assert row.alone == str(alone)
+
+
+def test_method_intervals_are_the_scores_over_seeds(runs):
+    table = grid_report.method_intervals([r for r in runs if r.config["method"] == "fedavg"]).set_index("partition")
+    for label, partition in (("IID", "iid"), ("Scanner a hospital", "feature")):
+        expected = seed_interval(right("fedavg", partition))
+        assert table.loc[label, ["mean", "low", "high"]].tolist() == pytest.approx([expected.mean, expected.low, expected.high])
+    assert table["label"].unique().tolist() == ["FedAvg"] and table["seeds"].unique().tolist() == [3]
+
+
+def test_the_order_in_words(runs):
+    long = [run(m, "iid", s, right=n, total_rounds=20) for m, n in {"fedavg": 185, "fedprox": 170, "scaffold": 190}.items() for s in SEEDS]
+    text = grid_report.order_in_words(tables.longer_run(runs, long))
+    assert "after 20 rounds instead of 5, 2 of 3 methods have another rank" in text
+    assert text.endswith("and the first is SCAFFOLD instead of FedProx.")
