@@ -1,5 +1,7 @@
 """Writes the results into README.md from the published tables, so that no number is typed by hand."""
 
+from pathlib import Path
+
 import pandas as pd
 
 from fl_utils import paths
@@ -38,6 +40,7 @@ def results_table() -> str:
         f"{(compared['verdict'] == word).sum()} of {len(compared)} comparisons significantly {word} than FedAvg"
         for word in ("better", "worse")
     )
+    fourth = _looks(paths.results_root("paper"))
     hours = training_hours()
     data = "brain MRI (4 classes), chest X-ray (pneumonia)"
     rows = [
@@ -54,16 +57,46 @@ def results_table() -> str:
         ("[03](notebooks/03_iid_versus_non_iid.ipynb)",
          "What does uneven data cost a federation, and which algorithm gives it back?",
          data, f"quick 4 min, paper {hours['03']:.1f} h (half with two processes)", third),
+        ("[04](notebooks/04_where_the_model_looks.ipynb)", "Where does the model look, and does federation change it?",
+         f"{data}; phantoms for what needs masks", f"quick 4 min, paper {hours['04']:.1f} h (half with two processes)", fourth),
     ]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def _looks(root: Path) -> str:
+    """Notebook 04 in a line: agreement beside repeatability, and the marker."""
+    agreement = pd.read_csv(root / "figures" / "fig04_agreement.csv").query("measure == 'rank_correlation'")
+    again = pd.read_csv(root / "tables" / "tab04_repeatability.csv").query("measure == 'rank_correlation'")
+    parts = []
+    for row in agreement.query("first == 'fedavg' and second == 'centralized'").itertuples():
+        twice = again[(again["panel"] == row.panel) & (again["model"] == "fedavg")].iloc[0]
+        parts.append(
+            f"{row.panel}: maps of FedAvg and centralized agree by {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}], those of "
+            f"FedAvg in two seeds by {twice['mean']:.2f} [{twice['low']:.2f}, {twice['high']:.2f}] (rank correlation)"
+        )
+    rise = pd.read_csv(root / "figures" / "fig04_shortcut.csv").query("quantity == 'rise'")
+    for (name, arm), words in {
+        (name, arm): words for name in rise["panel"].unique()
+        for arm, words in (("local_marked_1", "that hospital's own model"), ("fedavg_marked_1", "FedAvg"))
+    }.items():
+        row = rise[(rise["panel"] == name) & (rise["arm"] == arm)].iloc[0]
+        parts.append(
+            f"{name}: one hospital's side marker makes {words} call {row['mean']:+.0%} [{row['low']:+.0%}, {row['high']:+.0%}] "
+            "more of the healthy sick"
+        )
+    return "; ".join(parts)
+
+
 def training_hours() -> dict[str, float]:
     """How long the published runs of each notebook took, from their records; tuning is 02's."""
-    hours = {"00": 0.0, "01": 0.0, "02": 0.0, "03": 0.0}
-    of_experiment = {"leakage": "00", "tuning": "02", "heterogeneity": "03", "heterogeneity_tuning": "03"}
-    for experiment in ("classification", *of_experiment):
-        for record in load_all(paths.runs_root("paper") / experiment):
+    hours = {"00": 0.0, "01": 0.0, "02": 0.0, "03": 0.0, "04": 0.0}
+    of_experiment = {
+        "leakage": "00", "tuning": "02", "heterogeneity": "03", "heterogeneity_tuning": "03", "explain": "04",
+    }
+    roots = [paths.runs_root("paper") / experiment for experiment in ("classification", *of_experiment)]
+    for root in (*roots, paths.runs_root("phantoms") / "explain"):
+        experiment = root.name
+        for record in load_all(root):
             baseline = record.config["method"] == "centralized" and record.config["split"] == "deduplicated"
             number = of_experiment.get(experiment, "01" if baseline else "02")
             hours[number] += record.environment["duration_s"] / 3600
