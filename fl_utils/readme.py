@@ -65,13 +65,14 @@ def results_table() -> str:
 
 def _looks(root: Path) -> str:
     """Notebook 04 in a line: agreement beside repeatability, and the marker."""
-    agreement = pd.read_csv(root / "figures" / "fig04_agreement.csv").query("measure == 'rank_correlation'")
-    again = pd.read_csv(root / "tables" / "tab04_repeatability.csv").query("measure == 'rank_correlation'")
+    agreement = pd.read_csv(root / "figures" / "fig04_agreement.csv").query("measure == 'rank_correlation' and cam == 'hires_cam'")
+    again = pd.read_csv(root / "tables" / "tab04_repeatability.csv").query("measure == 'rank_correlation' and cam == 'hires_cam'")
     parts = []
     for row in agreement.query("first == 'fedavg' and second == 'centralized'").itertuples():
-        twice = again[(again["panel"] == row.panel) & (again["model"] == "fedavg")].iloc[0]
+        name = row.panel.rsplit(", ", 1)[0]  # without the kind of map
+        twice = again[(again["panel"] == name) & (again["model"] == "fedavg")].iloc[0]
         parts.append(
-            f"{row.panel}: maps of FedAvg and centralized agree by {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}], those of "
+            f"{name}: HiResCAM maps of FedAvg and centralized agree by {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}], those of "
             f"FedAvg in two seeds by {twice['mean']:.2f} [{twice['low']:.2f}, {twice['high']:.2f}] (rank correlation)"
         )
     rise = pd.read_csv(root / "figures" / "fig04_shortcut.csv").query("quantity == 'rise'")

@@ -10,7 +10,7 @@ from fl_utils import seeding
 from fl_utils.config import ExperimentConfig
 from fl_utils.data.markers import mark, marker_mask
 from fl_utils.data.types import ImageDataset
-from fl_utils.experiments.explain_plan import CAM, CAMS, STEPS
+from fl_utils.experiments.explain_plan import CAM, CAMS, COMPARED_CAMS, STEPS
 from fl_utils.explain import sanity as checks
 from fl_utils.explain.baselines import centre_prior, random_maps
 from fl_utils.explain.maps import default_layer, layers_of, make_mapper
@@ -45,19 +45,19 @@ class Looked:
         self.model.set_weights(weights)
         return self.mapper(cam)(self.images, self.labels)
 
-    def grids(self, weights: list[np.ndarray]) -> np.ndarray:
+    def grids(self, weights: list[np.ndarray], cam: str) -> np.ndarray:
         """uint8 [N, h, w], `maps` on the layer's grid, each divided by its maximum."""
-        return self._grids(weights, self.images, self.labels)
+        return self._grids(weights, self.images, self.labels, cam)
 
-    def marked_grids(self, weights: list[np.ndarray]) -> np.ndarray:
+    def marked_grids(self, weights: list[np.ndarray], cam: str) -> np.ndarray:
         """The same for the images of the last class with a mark."""
         sick = self.labels == self.data.num_classes - 1
-        return self._grids(weights, mark(self.images[sick]), self.labels[sick])
+        return self._grids(weights, mark(self.images[sick]), self.labels[sick], cam)
 
-    def _grids(self, weights, images, labels) -> np.ndarray:
+    def _grids(self, weights, images, labels, cam) -> np.ndarray:
         self.model.set_weights(weights)
         step = images.shape[1] // self.grid[0]
-        cells = self.mapper(CAM, "nearest")(images, labels)[:, step // 2 :: step, step // 2 :: step]
+        cells = self.mapper(cam, "nearest")(images, labels)[:, step // 2 :: step, step // 2 :: step]
         high = cells.max(axis=(1, 2), keepdims=True)
         return np.rint(255 * np.divide(cells, high, out=np.zeros_like(cells), where=high > 0)).astype(np.uint8)
 
@@ -68,7 +68,7 @@ class Looked:
 
 
 def scores(looked: Looked, models: Models) -> pd.DataFrame:
-    """See `explaining.Explanation.scores`. The hospitals' own models are scored with CAM alone, for their time."""
+    """See `explaining.Explanation.scores`. The hospitals' own models are scored with two kinds of maps, for their time."""
     num, size = len(looked.examples), looked.images.shape[1:3]
     rng = seeding.generator(looked.seed, "random_maps", looked.data.name)
     blind = {
@@ -83,7 +83,7 @@ def scores(looked: Looked, models: Models) -> pd.DataFrame:
             "model": arm, "client": client, "example": looked.examples, "label": looked.labels,
             "predicted": probabilities.argmax(axis=1), "probability": probabilities[np.arange(num), looked.labels],
         }
-        for cam in CAMS if client == "all" else (CAM,):
+        for cam in CAMS if client == "all" else COMPARED_CAMS:
             tables.append(_scored(looked, looked.maps(weights, cam), cam, about))
         if client == "all":
             tables += [_scored(looked, maps, name, about) for name, maps in blind.items()]
@@ -111,14 +111,15 @@ def _scored(looked: Looked, maps: np.ndarray, cam: str, about: dict) -> pd.DataF
 
 def agreement(looked: Looked, models: Models) -> pd.DataFrame:
     """See `explaining.Explanation.agreement`; each pair once, and each model with one that was never trained."""
-    maps = {key: looked.maps(weights) for key, weights in models.items()}
-    maps["untrained", "all"] = looked.maps(looked.untrained())
-    keys, tables = list(maps), []
-    for place, first in enumerate(keys):
-        for second in keys[place + 1 :]:
-            alike = checks.similarity(maps[first], maps[second]).assign(label=looked.labels)
-            pair = {"first": first[0], "first_client": first[1], "second": second[0], "second_client": second[1]}
-            tables.append(_means(alike, "label").assign(**pair, cam=CAM))
+    tables, models = [], {**models, ("untrained", "all"): looked.untrained()}
+    keys = list(models)
+    for cam in COMPARED_CAMS:
+        maps = {key: looked.maps(weights, cam) for key, weights in models.items()}
+        for place, first in enumerate(keys):
+            for second in keys[place + 1 :]:
+                alike = checks.similarity(maps[first], maps[second]).assign(label=looked.labels)
+                pair = {"first": first[0], "first_client": first[1], "second": second[0], "second_client": second[1]}
+                tables.append(_means(alike, "label").assign(**pair, cam=cam))
     return pd.concat(tables, ignore_index=True)
 
 

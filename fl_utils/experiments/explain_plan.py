@@ -17,6 +17,8 @@ EXPLAIN = "explain"
 #: The kinds of maps (`explain.maps`), and the one that stands for all where one must do.
 CAMS = ("grad_cam", "grad_cam_pp", "hires_cam", "score_cam")
 CAM = "grad_cam"
+#: The two that models are compared with: the usual one, and the one that holds where a dense layer follows a Flatten.
+COMPARED_CAMS = (CAM, "hires_cam")
 #: Parts in which pixels are deleted and inserted.
 STEPS = 10
 NUM_CLIENTS = 4

@@ -8,7 +8,7 @@ from scipy import stats
 
 from fl_utils import seeding
 from fl_utils.experiments.analysis import SIGNIFICANCE, panel
-from fl_utils.experiments.explain_plan import CAM, CAMS
+from fl_utils.experiments.explain_plan import CAM, CAMS, COMPARED_CAMS
 from fl_utils.experiments.explaining import Explanation
 from fl_utils.statistics import holm, paired_seed_test, seed_interval
 
@@ -26,7 +26,7 @@ MODEL_LABELS = {
     "centralized": "Centralized", "local": "Alone", "fedavg": "FedAvg", "shuffled": "Shuffled labels",
     "untrained": "Untrained",
 }
-#: Compared in `comparisons`: first minus second, both with CAM.
+#: Compared in `comparisons`: first minus second, both with each of COMPARED_CAMS.
 MODEL_PAIRS = (("fedavg", "centralized"), ("fedavg", "local"), ("local", "centralized"))
 #: Where the mask's share of the image is what a blind map scores.
 _WITH_CHANCE = ("pointing", "energy")
@@ -107,7 +107,7 @@ def _over_images(values: np.ndarray, metric: str) -> tuple[float, float]:
 def comparisons(
     explanations: Sequence[Explanation], metrics: Sequence[str] = ("pointing", "energy", "insertion", "deletion")
 ) -> pd.DataFrame:
-    """Paired t-tests over seeds: the models' Grad-CAM against each other, and against the random map.
+    """Paired t-tests over seeds: the models' maps against each other, and against the random map.
 
     A random map's deletion and insertion belong to the model whose score they follow; the hospitals' own models have
     none, so there "local" is compared by its fit to the masks only (where a random map is the same for all).
@@ -141,9 +141,13 @@ def comparisons(
 
 
 def _pairs(metric: str) -> list[tuple[tuple[str, str], tuple[str, str]]]:
-    pairs = [((first, CAM), (second, CAM)) for first, second in MODEL_PAIRS]
-    pairs += [((model, CAM), (model, "random")) for model in ("centralized", "fedavg")]
-    return pairs + ([(("local", CAM), ("fedavg", "random"))] if metric in _WITH_CHANCE else [])
+    pairs = []
+    for cam in COMPARED_CAMS:
+        pairs += [((first, cam), (second, cam)) for first, second in MODEL_PAIRS]
+        pairs += [((model, cam), (model, "random")) for model in ("centralized", "fedavg")]
+        if metric in _WITH_CHANCE:
+            pairs.append((("local", cam), ("fedavg", "random")))
+    return pairs
 
 
 def with_holm(table: pd.DataFrame) -> pd.DataFrame:

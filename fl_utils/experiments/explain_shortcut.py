@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from fl_utils.experiments.analysis import METRICS, panel
-from fl_utils.experiments.explain_plan import CAM
+from fl_utils.experiments.explain_plan import CAM, COMPARED_CAMS
 from fl_utils.experiments.explain_report import CAM_LABELS, by_dataset, with_holm
 from fl_utils.experiments.explaining import Explanation
 from fl_utils.records import RunRecord
@@ -26,7 +26,7 @@ _DILUTED = (("fedavg_marked_1", "local_marked_1"), ("fedavg_marked_1", "centrali
 
 
 def shortcut_table(
-    explanations: Sequence[Explanation], runs: Sequence[RunRecord], cams: Sequence[str] = (CAM, "hires_cam")
+    explanations: Sequence[Explanation], runs: Sequence[RunRecord], cams: Sequence[str] = COMPARED_CAMS
 ) -> pd.DataFrame:
     """What the marker does to every arm.
 
@@ -61,7 +61,7 @@ def shortcut_table(
 def shortcut_tests(
     explanations: Sequence[Explanation], runs: Sequence[RunRecord], metric: str = "balanced_accuracy"
 ) -> pd.DataFrame:
-    """Paired t-tests over seeds on the marker, with Holm's correction over the whole table; energy of Grad-CAM.
+    """Paired t-tests over seeds on the marker, with Holm's correction over the whole table; energy of HiResCAM.
 
     Asked are: does federation dilute the shortcut (against the hospital alone and against pooling, in energy and rise),
     and what do marks change at all (each arm against itself without marks, in `metric` as well).
@@ -73,7 +73,7 @@ def shortcut_tests(
       ValueError: see `shortcut_table`; fewer than 2 seeds.
     """
     values, rows = _values(explanations, runs), []
-    values = values[values["cam"].isin(("", CAM))]
+    values = values[values["cam"].isin(("", COMPARED_CAMS[1]))]
     for dataset, own in values.groupby("dataset", sort=False):
         wide = own.pivot(index="seed", columns=["quantity", "arm"], values="value")
         pairs = [(quantity, pair) for quantity in ("energy", "rise") for pair in _DILUTED]

@@ -20,14 +20,14 @@ from fl_utils import paths, seeding
 from fl_utils.config import ExperimentConfig
 from fl_utils.data.markers import mark
 from fl_utils.data.types import ImageDataset
-from fl_utils.experiments.explain_plan import CAMS, EXPLAIN, LOOKED_INTO, SETTINGS, STEPS, arms_of, explain_config
+from fl_utils.experiments.explain_plan import CAMS, COMPARED_CAMS, EXPLAIN, LOOKED_INTO, SETTINGS, STEPS, arms_of, explain_config
 from fl_utils.experiments.hospitals import share_out
 from fl_utils.experiments.run import dataset_of, run, selected_weights
 from fl_utils.records import RecordError, RunRecord, load_record
 
 #: Experiment folder of the scores, beside the runs'.
 SCORES = "explain_scores"
-VERSION = 1  # raise it when scores change their meaning: old ones are then ignored
+VERSION = 2  # raise it when scores change their meaning: old ones are then ignored
 _MARKED = "marked "  # begins the names of marked_maps in the file
 _TABLES = ("scores", "agreement", "sanity", "shortcut")
 
@@ -47,9 +47,10 @@ class Explanation:
       shortcut: a row an arm with and without marks: arm, client, images, energy (of the last class's map in the marker's
         box, on marked sick images), area (the box's share), called_sick and called_sick_marked (share of healthy images).
       examples: int [N], the images' places in the data set.
-      maps: model name -> uint8 [N, h, w], Grad-CAM on the layer's grid, each map divided by its maximum.
-      marked_maps: arm in which hospital 1 marks -> the same, of the last class, for the sick images with a mark; empty
-        for data sets without a shortcut.
+      maps: (arm, cam) -> uint8 [N, h, w], COMPARED_CAMS on the layer's grid, each map divided by its maximum; "local" is
+        the first hospital's model.
+      marked_maps: (arm in which hospital 1 marks, cam) -> the same, of the last class, for the sick images with a mark;
+        empty for data sets without a shortcut.
     """
 
     dataset: str
@@ -60,8 +61,8 @@ class Explanation:
     sanity: pd.DataFrame
     shortcut: pd.DataFrame
     examples: np.ndarray
-    maps: dict[str, np.ndarray]
-    marked_maps: dict[str, np.ndarray]
+    maps: dict[tuple[str, str], np.ndarray]
+    marked_maps: dict[tuple[str, str], np.ndarray]
 
 
 def explain(profile: str, dataset: str, seed: int, *, progress: bool = True) -> Explanation:
@@ -132,16 +133,19 @@ def _computed(profile, dataset_name, seed, records: dict[str, RunRecord], progre
             "shortcut": done(shortcut(looked, models)),
         }
         marked = {
-            f"{_MARKED}{arm}": looked.marked_grids(weights)
-            for (arm, _), weights in models.items() if arm.endswith("_marked_1")
+            (arm, cam): looked.marked_grids(weights, cam)
+            for (arm, _), weights in models.items() if arm.endswith("_marked_1") for cam in COMPARED_CAMS
         }
-        maps = done({arm: looked.grids(models[arm, "0" if arm == "local" else "all"]) for arm in LOOKED_INTO[:3]})
+        maps = done({
+            (arm, cam): looked.grids(models[arm, "0" if arm == "local" else "all"], cam)
+            for arm in LOOKED_INTO[:3] for cam in COMPARED_CAMS
+        })
     facts = {
         "version": VERSION, "profile": profile, "class_names": list(data.class_names), "synthetic": data.synthetic,
         "runs": {arm: record.path.name for arm, record in records.items()}, "layer": looked.layer,
         "image_size_px": settings.image_size_px,
     }
-    return {"tables": tables, "examples": looked.examples, "maps": maps | marked, "facts": facts}
+    return {"tables": tables, "examples": looked.examples, "maps": maps, "marked_maps": marked, "facts": facts}
 
 
 def _name(profile: str, dataset: str, seed: int, records: dict[str, RunRecord]) -> str:
@@ -157,7 +161,9 @@ def _write(folder: Path, content: dict) -> None:
         temporary.chmod(0o755)
         for name, table in content["tables"].items():
             table.to_csv(temporary / f"{name}.csv", index=False, float_format="%.4g")
-        np.savez_compressed(temporary / "maps.npz", examples=content["examples"], **content["maps"])
+        maps = {" ".join(key): grids for key, grids in content["maps"].items()}
+        maps |= {_MARKED + " ".join(key): grids for key, grids in content["marked_maps"].items()}
+        np.savez_compressed(temporary / "maps.npz", examples=content["examples"], **maps)
         (temporary / "facts.json").write_text(json.dumps(content["facts"], indent=2) + "\n")
         temporary.rename(folder)
     except OSError as error:
@@ -181,7 +187,10 @@ def _load(folder: Path, dataset: str, seed: int) -> Explanation:
     except (OSError, ValueError) as error:
         raise RecordError(f"{folder} cannot be read: {error}. Delete it and run again.") from error
     examples = maps.pop("examples")
-    marked = {name.removeprefix(_MARKED): maps.pop(name) for name in list(maps) if name.startswith(_MARKED)}
+    marked = {
+        tuple(name.removeprefix(_MARKED).split()): maps.pop(name) for name in list(maps) if name.startswith(_MARKED)
+    }
+    maps = {tuple(name.split()): grids for name, grids in maps.items()}
     return Explanation(dataset, seed, facts, examples=examples, maps=maps, marked_maps=marked, **tables)
 
 
@@ -211,11 +220,11 @@ def marked_cases(explanation: Explanation, num: int = 3) -> tuple[np.ndarray, di
     """The first sick images with a mark, and the sick class's maps where hospital 1 marks.
 
     Returns:
-      (uint8 [num, H, W, C], arm -> float32 [num, H, W] in 0..1, titles).
+      (uint8 [num, H, W, C], (arm, cam) -> float32 [num, H, W] in 0..1, titles).
     Raises:
       DataError: the images are not at hand.
     """
     images, labels, _ = images_of(explanation)
     sick = images[labels == len(explanation.facts["class_names"]) - 1][:num]
-    maps = {arm: upsampled(grids[:num], images.shape[1]) / 255 for arm, grids in explanation.marked_maps.items()}
+    maps = {key: upsampled(grids[:num], images.shape[1]) / 255 for key, grids in explanation.marked_maps.items()}
     return mark(sick), maps, [f"{explanation.facts['class_names'][-1]}, marked"] * len(sick)

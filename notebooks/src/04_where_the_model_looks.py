@@ -75,10 +75,11 @@ for part, members in looked.items():
 # ## Cases
 #
 # Of each class the surest right case, the surest wrong one, and the one nearest to a half, by FedAvg's probability of the true class; first seed. Grad-CAM
-# of three models, each map divided by its own maximum: its *places* can be compared, its strength cannot. An outline is the phantom's lesion.
+# of three models, and HiResCAM of FedAvg, each map divided by its own maximum: its *places* can be compared, its strength cannot. An outline is the phantom's lesion.
 # Without the real images on this machine this part says so.
 
 # %%
+SHOWN = [("centralized", "grad_cam"), ("local", "grad_cam"), ("fedavg", "grad_cam"), ("fedavg", "hires_cam")]
 firsts = [(part, one) for part, members in looked.items() for one in members if one.seed == 0]
 for part, one in firsts:
     try:
@@ -88,7 +89,10 @@ for part, one in firsts:
         continue
     cases = explain_report.chosen_cases(one)
     index = cases["index"].to_numpy()
-    maps = {explain_report.MODEL_LABELS[name]: explaining.upsampled(one.maps[name][index], images.shape[1]) / 255 for name in one.maps}
+    maps = {
+        f"{explain_report.MODEL_LABELS[arm]}, {explain_report.CAM_LABELS[cam]}": explaining.upsampled(grids[index], images.shape[1]) / 255
+        for (arm, cam), grids in one.maps.items() if (arm, cam) in SHOWN
+    }
     figure = plotting.map_gallery(images[index], maps, cases["title"].tolist(), cases["right"].tolist(), None if masks is None else masks[index])
     if PARTS[part]:  # Real images are shown here and stored nowhere else.
         plotting.save_figure(figure, f"fig04_cases_{one.dataset}", data=cases, profile=part, synthetic=True,
@@ -162,7 +166,7 @@ for part, members in looked.items():
 for part in PARTS:
     figure = plotting.agreement_heatmap(agreement[part])
     plotting.save_figure(figure, "fig04_agreement", data=agreement[part], profile=part, synthetic=PARTS[part],
-                         caption="Agreement of Grad-CAM between models of one seed: mean rank correlation and 95 % t-interval over seeds.")
+                         caption="Agreement of maps between models of one seed: mean rank correlation and 95 % t-interval over seeds.")
     display(figure)
     plotting.save_table(repeated[part].drop(columns="dataset"), "tab04_repeatability", profile=part, synthetic=PARTS[part],
                         caption="The same arm in two seeds: mean over pairs of seeds, 95 % interval by the jackknife over seeds.")
@@ -195,8 +199,8 @@ for part, one in firsts:
         print(error)
         continue
     boxes = np.broadcast_to(marker_mask(marked.shape[1]), marked.shape[:3])
-    named = {explain_shortcut.ARM_LABELS[arm]: grids for arm, grids in maps.items()}
-    figure = plotting.map_gallery(marked, named, titles, [True] * len(marked), boxes=boxes)
+    named = {f"{explain_shortcut.ARM_LABELS[arm]}, {explain_report.CAM_LABELS[cam]}": grids for (arm, cam), grids in maps.items()}
+    figure = plotting.map_gallery(marked, named, titles, None, boxes=boxes)
     display(Markdown(f"**{analysis.panel(one.dataset)}**, marked sick images, maps of the sick class:"), figure)
 
 # %% [markdown]

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -43,11 +44,14 @@ def lab(tmp_path):
     folder = tmp_path / "notebooks"
     folder.mkdir()
     nbformat.write(notebook, folder / "play.ipynb")
-    own = ("config", "data", "runtime", "lab_settings", "lab_workspaces", "ipython", "cache", "results")
-    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",
+    own = ("config", "data", "lab_settings", "lab_workspaces", "ipython", "cache", "results")
+    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTERLAB_SETTINGS_DIR",
              "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR", "FL_UTILS_CACHE", "FL_UTILS_RESULTS")  # fmt: skip
     environment = {**os.environ, **{name: str(tmp_path / part) for name, part in zip(names, own, strict=True)}}
     environment.pop("FL_UTILS_STATIC", None)
+    # The kernel's sockets lie there, and a socket's path holds 107 characters; pytest's folders are too long.
+    runtime = Path(tempfile.mkdtemp(prefix="fl-"))
+    environment["JUPYTER_RUNTIME_DIR"] = str(runtime)
     quiet = tmp_path / "lab_settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True)
     quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # no question over the page, no calls home
@@ -63,17 +67,18 @@ def lab(tmp_path):
             start_new_session=True,
         )
     try:
-        yield f"{address(server, tmp_path)}lab/tree/play.ipynb?token={token}"
+        yield f"{address(server, tmp_path, runtime)}lab/tree/play.ipynb?token={token}"
     finally:
         end(server)
+        shutil.rmtree(runtime)
     assert not list(tmp_path.glob("results/**/*"))
 
 
-def address(server: subprocess.Popen, folder: Path) -> str:
+def address(server: subprocess.Popen, folder: Path, runtime: Path) -> str:
     deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline:
         assert server.poll() is None, (folder / "lab.log").read_text()[-3000:]
-        for file in folder.glob("runtime/jpserver-*.json"):
+        for file in runtime.glob("jpserver-*.json"):
             try:
                 return json.loads(file.read_text())["url"]
             except ValueError:

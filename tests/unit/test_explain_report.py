@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from fl_utils.experiments import explain_agreement, explain_answer, explain_report, explain_shortcut
-from fl_utils.experiments.explain_plan import CAMS
+from fl_utils.experiments.explain_plan import CAMS, COMPARED_CAMS
 from fl_utils.experiments.explaining import Explanation, upsampled
 from fl_utils.explain.similarity import similarity
 from fl_utils.records import RunRecord
@@ -26,7 +26,7 @@ def scores(seed, rng, masks):
     rows = []
     for model, client in CLIENTS:
         probability = rng.random(4)
-        for cam in (*CAMS, "random", "centre") if client == "all" else CAMS[:1]:
+        for cam in (*CAMS, "random", "centre") if client == "all" else COMPARED_CAMS:
             for place in range(4):
                 lesion = masks and LABELS[place] == 1
                 row = {"model": model, "client": client, "example": EXAMPLES[place], "label": LABELS[place]}
@@ -41,8 +41,9 @@ def scores(seed, rng, masks):
 
 def agreement(rng):
     rows = []
-    for (one, other), label in itertools.product(itertools.combinations([*CLIENTS, ("untrained", "all")], 2), (0, 1)):
-        rows.append((label, rng.random(), rng.random(), 1 + label, *one, *other, "grad_cam"))
+    models = [*CLIENTS, ("untrained", "all")]
+    for cam, (one, other), label in itertools.product(COMPARED_CAMS, itertools.combinations(models, 2), (0, 1)):
+        rows.append((label, rng.random(), rng.random(), 1 + label, *one, *other, cam))
     columns = ["label", "ssim", "rank_correlation", "images", "first", "first_client", "second", "second_client", "cam"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -68,7 +69,8 @@ def explanation(dataset="phantom_chest", seed=0, *, masks=True, marked=True):
     rng = np.random.default_rng([seed, len(dataset)])
     facts = {"profile": "smoke", "class_names": ["normal", "pneumonia"], "synthetic": True, "layer": "relu2"}
     facts |= {"image_size_px": 16, "runs": {arm: f"{dataset}_{arm}_{seed}" for arm in explain_shortcut.ARM_LABELS}}
-    maps = {arm: rng.integers(0, 256, (4, 4, 4), np.uint8) for arm in ("centralized", "local", "fedavg")}
+    keys = itertools.product(("centralized", "local", "fedavg"), COMPARED_CAMS)
+    maps = {key: rng.integers(0, 256, (4, 4, 4), np.uint8) for key in keys}
     arms = explain_shortcut.ARM_LABELS if marked else ()
     return Explanation(
         dataset, seed, facts, scores=scores(seed, rng, masks), agreement=agreement(rng), sanity=sanity(rng, masks),
@@ -114,7 +116,7 @@ def test_a_score_is_the_mean_over_seeds_of_means_over_images_and_hospitals(expla
     assert found["label"] == "Alone, Grad-CAM"
     assert found["image_low"] <= found["mean"] <= found["image_high"]
     # Two images: half of the draws take one of them twice, so the interval's ends are the images' own means.
-    images = pd.concat([s[(s["model"] == "local") & (s["label"] == 1)] for s in of.values()]).groupby("example")["energy"].mean()
+    images = pd.concat([s.query("model == 'local' and label == 1 and cam == 'grad_cam'") for s in of.values()]).groupby("example")["energy"].mean()
     assert (found["image_low"], found["image_high"]) == pytest.approx((images.min(), images.max()))
 
 
@@ -122,8 +124,8 @@ def test_scores_without_masks_have_no_row_and_no_chance(explained):
     table = explain_report.score_table(explained)
     assert set(table.loc[table["dataset"] == "chest_xray", "metric"]) == {"deletion", "insertion"}
     assert table.loc[~table["metric"].isin(["pointing", "energy"]), "chance"].isna().all()
-    # 3 common models with 4 cams and 2 baselines, and the hospitals' own.
-    assert (table.groupby(["dataset", "metric"]).size() == 3 * 6 + 1).all()
+    # 3 common models with 4 cams and 2 baselines, and the hospitals' own with the two that are compared.
+    assert (table.groupby(["dataset", "metric"]).size() == 3 * 6 + 2).all()
     again = explain_report.score_table(explained)
     pd.testing.assert_frame_equal(table, again)
 
@@ -166,8 +168,8 @@ def test_comparisons_are_paired_over_seeds_with_holm_over_all(explained):
     assert found["p_value"] == pytest.approx(stats.ttest_rel(*per_seed.T).pvalue)
     np.testing.assert_allclose(table["p_holm"], holm(table["p_value"]))
     assert table["significant"].equals(table["p_holm"] < 0.05)
-    # With masks 6 pairs each for pointing and energy, 5 for insertion and deletion; without masks the latter only.
-    assert len(table) == 2 * 6 + 2 * 5 + 2 * 5
+    # With masks 6 pairs each for pointing and energy, 5 for insertion and deletion; without masks the latter only. Two cams.
+    assert len(table) == 2 * (2 * 6 + 2 * 5 + 2 * 5)
     # No random map was scored on the hospitals' own models: only the masks can be compared there.
     assert set(table.loc[(table["first"] == "local") & (table["second_cam"] == "random"), "metric"]) == {"pointing", "energy"}
     with pytest.raises(ValueError, match="at least 2"):
@@ -183,7 +185,7 @@ def test_a_sure_difference_is_significant(explained):
         return dataclasses.replace(one, scores=table)
 
     table = explain_report.comparisons([lifted(one) for one in explained])
-    assert row(table, dataset="chest_xray", metric="insertion", first="fedavg", second="centralized")["significant"]
+    assert row(table, dataset="chest_xray", metric="insertion", first="fedavg", second="centralized", second_cam="grad_cam")["significant"]
 
 
 def test_sanity_goes_from_the_logits_to_the_first_layer(explained):
@@ -207,14 +209,14 @@ def test_a_seed_without_a_comparable_map_does_not_count(explained):
 
 def test_agreement_is_symmetric_and_weighs_images(explained):
     table = explain_agreement.agreement_matrix(explained[:3])
-    wide = table[table["measure"] == "ssim"].pivot(index="first", columns="second", values="mean")
+    wide = table[(table["measure"] == "ssim") & (table["cam"] == "hires_cam")].pivot(index="first", columns="second", values="mean")
     np.testing.assert_allclose(wide, wide.T)
     assert set(wide) == set(explain_agreement.NAMES)
     assert table["first"].drop_duplicates().tolist() == list(explain_agreement.NAMES)
     # Label 1 has two images, label 0 one.
     by_hand = []
     for one in explained[:3]:
-        rows = one.agreement.query("first == 'centralized' and second == 'fedavg'").sort_values("label")
+        rows = one.agreement.query("first == 'centralized' and second == 'fedavg' and cam == 'hires_cam'").sort_values("label")
         by_hand.append(np.average(rows["ssim"], weights=[1, 2]))
     assert wide.loc["fedavg", "centralized"] == pytest.approx(np.mean(by_hand))
     # A hospital with itself is a pair of hospitals; other models stand once, so their diagonal is empty.
@@ -225,22 +227,22 @@ def test_pairs_that_cannot_be_compared_do_not_count(explained):
     table = explained[0].agreement.copy()
     table.loc[table["label"] == 1, ["ssim", "rank_correlation", "images"]] = [np.nan, np.nan, 0]
     found = explain_agreement.agreement_matrix([dataclasses.replace(explained[0], agreement=table)])
-    kept = table.query("first == 'fedavg' and second == 'untrained' and label == 0")["ssim"].iloc[0]
-    assert row(found, measure="ssim", first="untrained", second="fedavg")["mean"] == pytest.approx(kept)
+    kept = table.query("first == 'fedavg' and second == 'untrained' and label == 0 and cam == 'grad_cam'")["ssim"].iloc[0]
+    assert row(found, measure="ssim", cam="grad_cam", first="untrained", second="fedavg")["mean"] == pytest.approx(kept)
 
 
 def test_repeatability_is_over_all_pairs_of_seeds_with_the_jackknife(explained):
     table = explain_agreement.repeatability(explained[:3])
-    maps = [upsampled(one.maps["fedavg"], 16) for one in explained[:3]]
+    maps = [upsampled(one.maps["fedavg", "hires_cam"], 16) for one in explained[:3]]
     pairs = {(a, b): similarity(maps[a], maps[b])["ssim"].mean() for a, b in itertools.combinations(range(3), 2)}
-    found = row(table, model="fedavg", measure="ssim")
+    found = row(table, model="fedavg", cam="hires_cam", measure="ssim")
     assert found["mean"] == pytest.approx(np.mean(list(pairs.values()))) and found["pairs"] == 3
     # Leaving out one of three seeds leaves one pair.
     pseudo = [3 * found["mean"] - 2 * pairs[pair] for pair in ((1, 2), (0, 2), (0, 1))]
     wanted = seed_interval(pseudo)
     assert (found["mean"], found["low"], found["high"]) == pytest.approx((wanted.mean, wanted.low, wanted.high))
     same = [dataclasses.replace(explained[0], seed=seed) for seed in range(3)]
-    assert explain_agreement.repeatability(same)["mean"].tolist() == pytest.approx([1.0] * 6)
+    assert explain_agreement.repeatability(same)["mean"].tolist() == pytest.approx([1.0] * 12)
     assert explain_agreement.repeatability(explained[:2])["low"].isna().all()
     with pytest.raises(ValueError, match="phantom_chest has the seed 0 only"):
         explain_agreement.repeatability(explained[:1])
@@ -265,7 +267,7 @@ def test_shortcut_tests_and_what_is_missing(explained):
     table = explain_shortcut.shortcut_tests(explained, records(explained))
     assert len(table) == 2 * (2 * 2 + 3 * 5)
     np.testing.assert_allclose(table["p_holm"], holm(table["p_value"]))
-    rows = [one.shortcut.query("cam == 'grad_cam'").set_index("arm")["energy"] for one in explained[:3]]
+    rows = [one.shortcut.query("cam == 'hires_cam'").set_index("arm")["energy"] for one in explained[:3]]
     found = row(table, dataset="phantom_chest", quantity="energy", first="fedavg_marked_1", second="local_marked_1")
     pair = np.array([r[["fedavg_marked_1", "local_marked_1"]] for r in rows], float)
     assert found["p_value"] == pytest.approx(stats.ttest_rel(*pair.T).pvalue)
@@ -305,7 +307,7 @@ def test_the_answer_says_what_the_tables_hold(explained):
     said = f"FedAvg {one['mean']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
     assert said in text[0] and "share of the image 0.250" in text[0] and "Insertion" not in text[0]
     assert "a random map on FedAvg" in text[3] and "Pointing" not in text[3]
-    pair = row(agree, dataset="phantom_chest", measure="rank_correlation", first="alone", second="alone")
+    pair = row(agree, dataset="phantom_chest", cam="hires_cam", measure="rank_correlation", first="alone", second="alone")
     assert f"two hospitals alone {pair['mean']:.3f}" in text[1]
     number = int(compared[(compared["dataset"] == "chest_xray")]["significant"].sum())
     assert f"{number} of " in text[3] and "its area 0.030" in text[2]

@@ -34,22 +34,24 @@ def test_the_tables_hold_every_model_image_and_map(tiny):
     assert len(tiny.examples) == 4 and (np.diff(tiny.examples) > 0).all()
     images, labels, masks = images_of(tiny)
     assert images.shape == (4, 28, 28, 1) and np.bincount(labels).tolist() == [2, 2]
-    # 3 common models with 4 cams and 2 baselines, 4 hospitals with one cam each.
-    assert tiny.scores.groupby(["model", "client", "cam"]).size().eq(4).all() and len(tiny.scores) == 4 * (3 * 6 + 4)
+    # 3 common models with 4 cams and 2 baselines, 4 hospitals with two cams each.
+    assert tiny.scores.groupby(["model", "client", "cam"]).size().eq(4).all() and len(tiny.scores) == 4 * (3 * 6 + 4 * 2)
     found = tiny.scores["pointing"].notna()
     assert (tiny.scores.loc[found, "label"] == 1).all() and found.sum() == len(tiny.scores) / 2
     chance = tiny.scores[found].groupby("example")["chance"].first()
     np.testing.assert_allclose(chance, masks[labels == 1].mean(axis=(1, 2)), rtol=1e-3)
     for column in ("deletion", "insertion", "probability"):
         assert tiny.scores[column].between(0, 1).all()
-    # 8 models (7 trained, one never), each pair once, by label.
-    assert len(tiny.agreement) == 2 * 8 * 7 / 2
+    # 8 models (7 trained, one never), each pair once, by label, for two cams.
+    assert len(tiny.agreement) == 2 * 2 * 8 * 7 / 2
     assert set(tiny.sanity["model"]) == {"centralized", "fedavg"} and tiny.sanity["layer"].iloc[0] == "logits"
     assert set(tiny.shortcut["arm"]) == set(ARMS) - {"shuffled"}
     assert set(tiny.shortcut.loc[tiny.shortcut["arm"].str.startswith("local"), "client"]) == {"0"}
-    assert set(tiny.maps) == {"centralized", "local", "fedavg"}
+    cams = ("grad_cam", "hires_cam")
+    assert set(tiny.maps) == {(arm, cam) for arm in ("centralized", "local", "fedavg") for cam in cams}
     assert all(maps.dtype == np.uint8 and maps.shape == (4, 7, 7) for maps in tiny.maps.values())
-    assert {arm: len(maps) for arm, maps in tiny.marked_maps.items()} == {"local_marked_1": 2, "fedavg_marked_1": 2}
+    marked = {(arm, cam): 2 for arm in ("local_marked_1", "fedavg_marked_1") for cam in cams}
+    assert {key: len(maps) for key, maps in tiny.marked_maps.items()} == marked
     assert set(records_of(tiny)) == set(ARMS) == set(tiny.facts["runs"])
 
 
@@ -60,7 +62,7 @@ def test_kept_maps_upsampled_are_the_models_maps(tiny):
     compared = 0
     for arm in ("centralized", "fedavg"):
         maps = looked.maps(selected_weights(records_of(tiny)[arm])["all"])
-        for one, other in zip(maps, upsampled(tiny.maps[arm], 28), strict=True):
+        for one, other in zip(maps, upsampled(tiny.maps[arm, "grad_cam"], 28), strict=True):
             if one.max() == 0:
                 assert other.max() == 0
                 continue
@@ -95,8 +97,8 @@ def test_other_settings_are_other_scores_and_not_computed_where_that_is_forbidde
 
 def content(tiny):
     tables = {name: getattr(tiny, name) for name in ("scores", "agreement", "sanity", "shortcut")}
-    marked = {f"marked {arm}": maps for arm, maps in tiny.marked_maps.items()}
-    return {"tables": tables, "examples": tiny.examples, "maps": tiny.maps | marked, "facts": tiny.facts}
+    maps = {"maps": tiny.maps, "marked_maps": tiny.marked_maps}
+    return {"tables": tables, "examples": tiny.examples, "facts": tiny.facts} | maps
 
 
 def test_scores_are_written_whole_or_not_at_all(tiny, tmp_path, monkeypatch):
