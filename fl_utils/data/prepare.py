@@ -195,11 +195,7 @@ def slices_of(volume: Volume, plane: Plane, image_size_px: int) -> np.ndarray:
     # Against the axis: +Y (front), +Z (top) and +X (right) come first.
     image = np.flip(volume.image.transpose(along, rows, columns, 3), (1, 2))
     mask = np.flip(volume.mask.transpose(along, rows, columns), (1, 2))
-    kept = np.flatnonzero((image != 0).any(axis=(1, 2, 3)))
-    size_mm = np.array(image.shape[1:3]) * volume.spacing_mm[[rows, columns]]
-    height, width = np.maximum(1, np.rint(image_size_px * size_mm / size_mm.max()).astype(int))
-    top, left = (image_size_px - height) // 2, (image_size_px - width) // 2
-    window = np.s_[top : top + height, left : left + width]
+    kept, window, (height, width) = _placement(volume, plane, image_size_px)
     result = np.zeros(len(kept), slice_dtype(image_size_px, image.shape[3]))
     for target, index in zip(result, kept, strict=True):
         for channel in range(image.shape[3]):
@@ -208,3 +204,41 @@ def slices_of(volume: Volume, plane: Plane, image_size_px: int) -> np.ndarray:
         labels = Image.fromarray(np.ascontiguousarray(mask[index]))
         target["mask"][window] = labels.resize((width, height), Image.Resampling.NEAREST)
     return result
+
+
+def mask_of(probabilities: np.ndarray, volume: Volume, plane: Plane) -> np.ndarray:
+    """Back from slices to the volume: undoes `slices_of` for what a model predicts of them.
+
+    Args:
+      probabilities: float32 [S, H, W, K], of the classes in every slice of `slices_of`.
+      volume: the volume that was cut; its mask is not used.
+      plane: the plane of the slices.
+    Returns:
+      uint8 [X, Y, Z], the most probable class after bilinear resizing; 0 in slices that were left out.
+    Raises:
+      DataError: another number of slices, or slices that are not square.
+    """
+    size = probabilities.shape[1]
+    kept, window, _ = _placement(volume, plane, size)
+    if probabilities.shape[:3] != (len(kept), size, size):
+        raise DataError(
+            f"{volume.subject}: predictions of shape {probabilities.shape} for {len(kept)} {plane} slices; expected "
+            "[slices, size, size, classes] of slices_of."
+        )
+    axes = _PLANES[plane]
+    labels = np.zeros([volume.image.shape[axis] for axis in axes], np.uint8)
+    for index, picture in zip(kept, probabilities, strict=True):
+        parts = [Image.fromarray(np.ascontiguousarray(part)) for part in np.moveaxis(picture[window], -1, 0)]
+        parts = [part.resize(labels.shape[:0:-1], Image.Resampling.BILINEAR) for part in parts]
+        labels[index] = np.argmax(parts, axis=0)
+    return np.ascontiguousarray(np.flip(labels, (1, 2)).transpose(np.argsort(axes)))
+
+
+def _placement(volume: Volume, plane: Plane, image_size_px: int) -> tuple[np.ndarray, tuple, tuple[int, int]]:
+    """The numbers of the slices with any foreground; where a resized slice lies in the square; its height and width."""
+    along, rows, columns = _PLANES[plane]
+    kept = np.flatnonzero((volume.image != 0).any(axis=(rows, columns, 3)))
+    size_mm = np.array(volume.image.shape)[[rows, columns]] * volume.spacing_mm[[rows, columns]]
+    height, width = np.maximum(1, np.rint(image_size_px * size_mm / size_mm.max()).astype(int))
+    top, left = (image_size_px - height) // 2, (image_size_px - width) // 2
+    return kept, np.s_[top : top + height, left : left + width], (height, width)

@@ -18,18 +18,18 @@ class CentralizedLearner:
     Args:
       model: starts from its present weights.
       settings: how to train.
-      images: uint8 [N, H, W, C].
-      labels: int [N].
+      images, labels: as the trainer takes them: uint8 [N, H, W, C] and int [N] for `LocalTrainer`.
       class_weights: float32 [K].
       seed: root seed of the run.
       client: name of the data in the records, "all" or the hospital's number.
+      trainer_type: `LocalTrainer` for classifiers, `segmentation.SliceTrainer` for segmenters.
     """
 
     def __init__(
         self, model: keras.Model, settings: LocalSettings, images: np.ndarray, labels: np.ndarray,
-        class_weights: np.ndarray, *, seed: int, client: str = "all",
+        class_weights: np.ndarray, *, seed: int, client: str = "all", trainer_type: type[LocalTrainer] = LocalTrainer,
     ):
-        self._trainer = LocalTrainer(model, settings)
+        self._trainer = trainer_type(model, settings)
         self._data = (tf.constant(images), tf.constant(labels, tf.int32), tf.constant(class_weights))
         self._seed, self._client = seed, client
 

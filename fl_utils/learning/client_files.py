@@ -5,7 +5,7 @@ once. Raw bytes need no parsing: the images are one block of uint8, the labels o
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +37,30 @@ def write_client_files(
         if len(part) == 0:
             raise ValueError(f"Hospital {client} has no training examples; use fewer hospitals or more images.")
         pixels, classes = images[part].tobytes(), labels[part].astype("<i4").tobytes()
-        digest = hashlib.sha256(pixels + classes + repr(images.shape[1:]).encode()).hexdigest()[:24]
-        prefix = Path(folder) / digest
-        for suffix, content in ((".images", pixels), (".labels", classes)):
-            path = prefix.with_name(digest + suffix)
-            if not path.is_file() or path.stat().st_size != len(content):
-                try:
-                    write_atomically(path, lambda file, content=content: file.write(content))
-                except OSError as error:
-                    raise CacheError(path, error) from error
-        prefixes.append(str(prefix.resolve()))  # the worker has a folder of its own
+        shape = repr(images.shape[1:]).encode()
+        prefixes.append(write_once(folder, {".images": pixels, ".labels": classes}, told_apart_by=shape))
     return prefixes
+
+
+def write_once(folder: Path, contents: Mapping[str, bytes], *, told_apart_by: bytes = b"") -> str:
+    """Writes files of one name, unless the same are there already.
+
+    Args:
+      folder: made where it is missing.
+      contents: suffix -> content.
+      told_apart_by: what else the name depends on.
+    Returns:
+      The files' path without suffix, absolute: the worker has a folder of its own.
+    Raises:
+      CacheError: the disk is full or the folder cannot be written; no half file is left.
+    """
+    digest = hashlib.sha256(b"".join(contents.values()) + told_apart_by).hexdigest()[:24]
+    prefix = Path(folder) / digest
+    for suffix, content in contents.items():
+        path = prefix.with_name(digest + suffix)
+        if not path.is_file() or path.stat().st_size != len(content):
+            try:
+                write_atomically(path, lambda file, content=content: file.write(content))
+            except OSError as error:
+                raise CacheError(path, error) from error
+    return str(prefix.resolve())

@@ -53,6 +53,21 @@ def augment_batch(images: tf.Tensor, seed: tf.Tensor, kind: str) -> tf.Tensor:
     """
     if kind == "none":
         return images
+    transforms, draws = draw_transforms(images, seed, kind)
+    images = move(images, transforms, interpolation="BILINEAR", fill_mode="NEAREST")
+    contrast = (1.0 + 0.1 * draws[5])[:, None, None, None]
+    brightness = (0.05 * draws[6])[:, None, None, None]
+    return tf.clip_by_value((images - 0.5) * contrast + 0.5 + brightness, 0.0, 1.0)
+
+
+def draw_transforms(images: tf.Tensor, seed: tf.Tensor, kind: str) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """Draws a small rotation, zoom and shift, and for "shift_rotate_flip" a left-right flip, for each image.
+
+    Returns:
+      (float32 [N, 8], what `move` takes; 7 draws in [-1, 1], float32 [N] each, of which the last two are unused here).
+    Raises:
+      ValueError: the kind is not known.
+    """
     if kind not in ("shift_rotate", "shift_rotate_flip"):
         raise ValueError(f"Augmentation {kind!r} is not known; expected none, shift_rotate or shift_rotate_flip.")
     shape = tf.shape(images)
@@ -70,17 +85,15 @@ def augment_batch(images: tf.Tensor, seed: tf.Tensor, kind: str) -> tf.Tensor:
     c = centre_x - a * centre_x - b * centre_y + shift_x
     f = centre_y - d * centre_x - e * centre_y + shift_y
     zero = tf.zeros([number])
-    images = tf.raw_ops.ImageProjectiveTransformV3(
-        images=images,
-        transforms=tf.stack([a, b, c, d, e, f, zero, zero], axis=1),
-        output_shape=shape[1:3],
-        fill_value=0.0,
-        interpolation="BILINEAR",
-        fill_mode="NEAREST",
+    return tf.stack([a, b, c, d, e, f, zero, zero], axis=1), draws
+
+
+def move(images: tf.Tensor, transforms: tf.Tensor, *, interpolation: str, fill_mode: str) -> tf.Tensor:
+    """Images [N, H, W, C] under `draw_transforms`'s transforms; outside is 0 or, for fill mode "NEAREST", the edge."""
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=images, transforms=transforms, output_shape=tf.shape(images)[1:3], fill_value=0.0,
+        interpolation=interpolation, fill_mode=fill_mode,
     )
-    contrast = (1.0 + 0.1 * draws[5])[:, None, None, None]
-    brightness = (0.05 * draws[6])[:, None, None, None]
-    return tf.clip_by_value((images - 0.5) * contrast + 0.5 + brightness, 0.0, 1.0)
 
 
 def example_order(num_examples: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -88,8 +101,22 @@ def example_order(num_examples: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.random.experimental.stateless_shuffle(tf.range(num_examples), seed)
 
 
+def read_client_files(data: tf.Tensor, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Reads, inside the graph, what `client_files.write_client_files` wrote.
+
+    Returns:
+      (images uint8 [N, H, W, C], labels int32 [N]).
+    """
+    images = tf.io.decode_raw(tf.io.read_file(data + ".images"), tf.uint8)
+    labels = tf.io.decode_raw(tf.io.read_file(data + ".labels"), tf.int32)
+    return tf.reshape(images, [-1, *image_shape]), labels
+
+
 class LocalTrainer:
-    """Runs passes of SGD on one model; the model's variables are the working memory.
+    """Runs passes of SGD on one classifier; the model's variables are the working memory.
+
+    `segmentation.SliceTrainer` does the same for segmenters: what differs is where examples come from, what is done to
+    them, and the loss.
 
     Args:
       model: a Keras model that gives logits.
@@ -132,21 +159,38 @@ class LocalTrainer:
         Returns:
           The weighted training loss, float32 scalar: mean over all examples seen.
         """
-        num_examples, batch_size = tf.shape(labels)[0], self.settings.batch_size
+        num_examples = tf.shape(labels)[0]
         total = tf.constant(0.0)
         mu = self.settings.proximal_strength
         start_weights = [tf.identity(variable) for variable in self.variables] if mu else ()
         for epoch in tf.range(self.settings.epochs):
             epoch_seed = tf.random.experimental.stateless_fold_in(seed, epoch)
-            order = example_order(num_examples, epoch_seed)
-            for start in tf.range(0, num_examples, batch_size):
-                index = order[start : tf.minimum(start + batch_size, num_examples)]
-                batch = tf.cast(tf.gather(images, index), tf.float32) / 255.0
-                batch_seed = tf.random.experimental.stateless_fold_in(epoch_seed, start + 1)
-                batch = augment_batch(batch, batch_seed, self.settings.augment)
-                loss = self._step(batch, tf.gather(labels, index), class_weights, correction, start_weights)
-                total += loss * tf.cast(tf.size(index), tf.float32)
+            total = self._pass(total, images, labels, class_weights, epoch_seed, correction, start_weights)
         return total / tf.cast(num_examples * self.settings.epochs, tf.float32)
+
+    def _pass(self, total, images, labels, class_weights, seed, correction, start_weights) -> tf.Tensor:
+        """Every example once, in the seed's order; adds their losses to `total`."""
+        num_examples, batch_size = tf.shape(labels)[0], self.settings.batch_size
+        order = example_order(num_examples, seed)
+        for start in tf.range(0, num_examples, batch_size):
+            index = order[start : tf.minimum(start + batch_size, num_examples)]
+            batch_seed = tf.random.experimental.stateless_fold_in(seed, start + 1)
+            batch, truth = self._prepare(tf.gather(images, index), tf.gather(labels, index), batch_seed)
+            loss = self._step(batch, truth, class_weights, correction, start_weights)
+            total += loss * tf.cast(tf.size(index), tf.float32)
+        return total
+
+    def _prepare(self, images, labels, seed) -> tuple[tf.Tensor, tf.Tensor]:
+        """What the model is given of a batch, augmented, and what is expected of it."""
+        return augment_batch(tf.cast(images, tf.float32) / 255.0, seed, self.settings.augment), labels
+
+    def _loss(self, logits, labels, class_weights) -> tf.Tensor:
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+        return tf.reduce_mean(losses * tf.gather(class_weights, labels))
+
+    def read(self, data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """A client's examples, `images` and `labels` of `run`, by its path prefix; inside the graph."""
+        return read_client_files(data, self.model.input_shape[1:])
 
     def num_steps(self, num_examples: tf.Tensor) -> tf.Tensor:
         """Gradient steps of one `run`, int32."""
@@ -164,9 +208,9 @@ class LocalTrainer:
         # In batches, for memory; large ones, for speed.
         for start in tf.range(0, num_examples, 256):
             end = tf.minimum(start + 256, num_examples)
-            batch = tf.cast(images[start:end], tf.float32) / 255.0
-            batch = augment_batch(batch, tf.random.experimental.stateless_fold_in(seed, start), self.settings.augment)
-            gradients, loss = self._gradient(batch, labels[start:end], class_weights)
+            batch_seed = tf.random.experimental.stateless_fold_in(seed, start)
+            batch, truth = self._prepare(images[start:end], labels[start:end], batch_seed)
+            gradients, loss = self._gradient(batch, truth, class_weights)
             share = tf.cast(end - start, tf.float32) / tf.cast(num_examples, tf.float32)
             sums = [s + share * g for s, g in zip(sums, gradients, strict=True)]
             total += share * loss
@@ -174,9 +218,7 @@ class LocalTrainer:
 
     def _gradient(self, images, labels, class_weights):
         with tf.GradientTape() as tape:
-            logits = self.model(images, training=True)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-            loss = tf.reduce_mean(losses * tf.gather(class_weights, labels))
+            loss = self._loss(self.model(images, training=True), labels, class_weights)
         return tape.gradient(loss, self.variables), loss
 
     def _step(self, images, labels, class_weights, correction, start_weights):

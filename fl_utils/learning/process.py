@@ -25,7 +25,7 @@ def client_input(
     """What one client is handed in a round.
 
     Args:
-      data: path prefix written by `client_files.write_client_files`.
+      data: path prefix written by `client_files.write_client_files` or `slice_files.write_slice_files`.
       seed: int32 [2], the client's seed of this round.
       class_weights: float32 [K].
       state: what the client kept of its last round, for algorithms whose clients keep something.
@@ -34,24 +34,14 @@ def client_input(
     return given if state is None else collections.OrderedDict(given, state=list(state))
 
 
-def read_client_files(data: tf.Tensor, image_shape: tuple[int, int, int]) -> tuple[tf.Tensor, tf.Tensor]:
-    """Reads, inside the graph, what `client_files.write_client_files` wrote.
-
-    Returns:
-      (images uint8 [N, H, W, C], labels int32 [N]).
-    """
-    images = tf.io.decode_raw(tf.io.read_file(data + ".images"), tf.uint8)
-    labels = tf.io.decode_raw(tf.io.read_file(data + ".labels"), tf.int32)
-    return tf.reshape(images, [-1, *image_shape]), labels
-
-
 def initial_client_state(
-    algorithm: Algorithm, build_model: Callable[[], keras.Model], settings: LocalSettings
+    algorithm: Algorithm, build_model: Callable[[], keras.Model], settings: LocalSettings,
+    trainer_type: type[LocalTrainer] = LocalTrainer,
 ) -> list[np.ndarray] | None:
     """What a client holds before its first round; None for algorithms whose clients keep nothing."""
     if algorithm.client_state is None:
         return None
-    return [np.asarray(value, np.float32) for value in algorithm.client_state(LocalTrainer(build_model(), settings))]
+    return [np.asarray(value, np.float32) for value in algorithm.client_state(trainer_type(build_model(), settings))]
 
 
 def build_process(
@@ -61,6 +51,7 @@ def build_process(
     server: ServerSettings = ServerSettings(),  # noqa: B008 (frozen)
     *,
     aggregator: tff.aggregators.WeightedAggregationFactory | None = None,
+    trainer_type: type[LocalTrainer] = LocalTrainer,
 ) -> tff.templates.IterativeProcess:
     """One round: broadcast, client updates, their weighted mean, the server's step.
 
@@ -70,6 +61,7 @@ def build_process(
       settings: the clients' training.
       server: the server's step.
       aggregator: how the weights' changes are averaged; default `tff.aggregators.MeanFactory()`.
+      trainer_type: `LocalTrainer` for classifiers, `segmentation.SliceTrainer` for segmenters; reads the files.
     Returns:
       An iterative process: `initialize()` gives the server's state (keys global_model_weights, aggregator, finalizer,
       and for some algorithms broadcast), `next(state, clients)` takes a list of `client_input` and gives
@@ -78,11 +70,11 @@ def build_process(
       2021, arXiv:2003.00295, Algorithm 1.
     """
     model = build_model()
-    image_shape, num_classes = tuple(model.input_shape[1:]), model.output_shape[-1]
+    num_classes = model.output_shape[-1]
     initial = [weight.numpy() for weight in travelling_weights(model, settings)]
     trainable = [weight.numpy() for weight in model.trainable_variables]
     weights_type, trainable_type = _type_of(initial), _type_of(trainable)
-    kept = initial_client_state(algorithm, build_model, settings)
+    kept = initial_client_state(algorithm, build_model, settings, trainer_type)
     client_type = tff.types.to_type(
         client_input(np.str_, (np.int32, [2]), (np.float32, [num_classes]), kept and _type_of(kept))
     )
@@ -110,11 +102,11 @@ def build_process(
     @tff.tensorflow.computation(message_type, client_type)
     def client_update(message, client):
         # Built here so that its variables belong to the computation.
-        trainer = LocalTrainer(build_model(), settings)
+        trainer = trainer_type(build_model(), settings)
 
         @tf.function
         def update(message, client):
-            images, labels = read_client_files(client["data"], image_shape)
+            images, labels = trainer.read(client["data"])
             result = algorithm.client_update(
                 trainer,
                 ClientTask(

@@ -23,7 +23,7 @@ def build_seed_cnn(input_shape: tuple[int, int, int], num_classes: int, *, seed:
       A model that gives logits; the softmax is in the loss.
     Source: Conv-pool-Conv-pool-Dense as in McMahan et al. 2017, arXiv:1602.05629, section 3.
     """
-    init = _initializers(seed)
+    init = initializers(seed)
     layers = keras.layers
     return keras.Sequential(
         [
@@ -67,7 +67,7 @@ def build_residual_network(
     """
     if any(width % groups for width in widths):
         raise ValueError(f"widths {widths} must be multiples of groups = {groups}.")
-    init = _initializers(seed, he=True)
+    init = initializers(seed, he=True)
     layers = keras.layers
 
     def conv(x, filters, size, strides, name):
@@ -147,7 +147,7 @@ def build_norm_cnn(
 
 
 def _plain_cnn(input_shape, num_classes: int, seed: int, norm) -> keras.Model:
-    init, layers = _initializers(seed), keras.layers
+    init, layers = initializers(seed), keras.layers
     stack = [keras.Input(input_shape, name="image")]
     for number, width in enumerate((16, 32), start=1):
         stack.append(layers.Conv2D(width, 3, padding="same", kernel_initializer=next(init), name=f"conv{number}"))
@@ -164,10 +164,16 @@ def _plain_cnn(input_shape, num_classes: int, seed: int, norm) -> keras.Model:
     return keras.Sequential(stack, name="small_cnn" if norm is None else "norm_cnn")
 
 
-def _initializers(seed: int, he: bool = False):
-    """One initializer a layer, each with its own seed: equal seeds would give equal draws."""
+def initializers(seed: int, he: bool = False, first_layer: int = 0):
+    """One initializer a layer, each with its own seed: equal seeds would give equal draws.
+
+    Args:
+      seed: of the model.
+      he: He normal in place of Glorot uniform.
+      first_layer: where the count of layers starts; parts with numbers of their own do not shift the others' draws.
+    """
     make = keras.initializers.HeNormal if he else keras.initializers.GlorotUniform
-    layer = 0
+    layer = first_layer
     while True:
         yield make(seed=(seed * 1009 + layer) % (2**31))
         layer += 1

@@ -76,8 +76,9 @@ def map_gallery(
     axes[0][0].set_title("image", loc="center", fontsize=10, fontweight="normal")
     for place, name in enumerate(maps_by_name):
         for offset, what in ((1, "map"), (2, "overlay")):
-            text = f"{wrapped(name, side)}\n{what}"
-            axes[0][2 * place + offset].set_title(text, loc="center", fontsize=10, fontweight="normal")
+            size = 10 if side > 1 else 8
+            text = "\n".join(wrapped(part, side * 10 / size) for part in [*name.split(", "), what])
+            axes[0][2 * place + offset].set_title(text, loc="center", fontsize=size, fontweight="normal")
     _colour_bar(figure, axes)
     handles = [
         Line2D([], [], label=text, **_verdict(verdict))

@@ -199,9 +199,12 @@ for part, one in firsts:
         print(error)
         continue
     boxes = np.broadcast_to(marker_mask(marked.shape[1]), marked.shape[:3])
-    named = {f"{explain_shortcut.ARM_LABELS[arm]}, {explain_report.CAM_LABELS[cam]}": grids for (arm, cam), grids in maps.items()}
+    named = {
+        f"{explain_report.MODEL_LABELS[arm.split('_')[0]]}, {explain_report.CAM_LABELS[cam]}": grids for (arm, cam), grids in maps.items()
+        if cam == "hires_cam" or arm == "fedavg_marked_1"
+    }
     figure = plotting.map_gallery(marked, named, titles, None, boxes=boxes)
-    display(Markdown(f"**{analysis.panel(one.dataset)}**, marked sick images, maps of the sick class:"), figure)
+    display(Markdown(f"**{analysis.panel(one.dataset)}**, marked sick images, maps of the sick class; hospital 1 marked in training:"), figure)
 
 # %% [markdown]
 # ## Slices with and without the structure: a task that would not be sound

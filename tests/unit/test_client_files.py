@@ -19,7 +19,7 @@ def data():
 
 
 def test_what_is_read_in_the_graph_is_what_was_written(tmp_path):
-    from fl_utils.learning.process import read_client_files
+    from fl_utils.learning.local import read_client_files
 
     images, labels = data()
     for prefix, part in zip(write_client_files(tmp_path / "clients", images, labels, PARTS), PARTS, strict=True):
