@@ -9,7 +9,7 @@ from scipy import stats
 from fl_utils import seeding
 from fl_utils.experiments.analysis import SIGNIFICANCE, panel
 from fl_utils.experiments.explain_plan import CAM, CAMS, COMPARED_CAMS
-from fl_utils.experiments.explaining import Explanation
+from fl_utils.experiments.explaining import Explanation, upsampled
 from fl_utils.statistics import holm, paired_seed_test, seed_interval
 
 METRICS = ("pointing", "energy", "iou_half", "iou_best", "deletion", "insertion")
@@ -226,3 +226,11 @@ def chosen_cases(explanation: Explanation, model: str = "fedavg") -> pd.DataFram
                     | {"title": f"{names[label]}\n{kind}\np(true) {case.probability:.2f}{said}"}
                 )
     return pd.DataFrame(rows)
+
+
+def maps_of(explanation: Explanation, cases: pd.DataFrame, cam: str = COMPARED_CAMS[1]) -> dict[str, np.ndarray]:
+    """The maps of chosen cases as `plotting.map_gallery` takes them: model's words -> float32 [N, H, W] in 0..1."""
+    index, size = cases["index"].to_numpy(), explanation.facts["image_size_px"]
+    return {
+        MODEL_LABELS[arm]: upsampled(grids[index], size) / 255 for (arm, kind), grids in explanation.maps.items() if kind == cam
+    }

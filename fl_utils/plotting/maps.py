@@ -55,7 +55,8 @@ def map_gallery(
         verdicts = "no" if right is None else len(right)
         raise ValueError(f"map_gallery: {len(titles)} titles and {verdicts} verdicts for {len(images)} images.")
     columns, words = 1 + 2 * len(maps_by_name), 1.55
-    side = min((WIDTH - words - 0.1) / columns, 1.6)
+    # Small, as a gallery has many pictures and a notebook must stay small; but the words below need 5 inches.
+    side = min((WIDTH - words - 0.1) / columns, max(0.72, 3.6 / columns))
     height = len(images) * (side + 0.04) + 1.35
     figure = new_figure(height, words + columns * side, w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     axes = figure.subplots(len(images), columns, squeeze=False)
@@ -76,8 +77,8 @@ def map_gallery(
     axes[0][0].set_title("image", loc="center", fontsize=10, fontweight="normal")
     for place, name in enumerate(maps_by_name):
         for offset, what in ((1, "map"), (2, "overlay")):
-            size = 10 if side > 1 else 8
-            text = "\n".join(wrapped(part, side * 10 / size) for part in [*name.split(", "), what])
+            size = 10 if side > 1 else 7.5
+            text = "\n".join(wrapped(part, max(side * 10 / size, 0.97)) for part in [*name.split(", "), what])
             axes[0][2 * place + offset].set_title(text, loc="center", fontsize=size, fontweight="normal")
     _colour_bar(figure, axes)
     handles = [

@@ -20,7 +20,7 @@
 # **You will see** the answer with its intervals; cases with their maps; the table of scores; what is left of the maps when the weights are made
 # random; who agrees with whom; the story of a marker beside the lung; how to read these maps and how not to; and a viewer to try.
 #
-# **Time and memory** on 2 cores: a minute when the records are there; profile `quick` trains and scores on phantoms in about 5 minutes, `paper`
+# **Time and memory** on 2 cores: four minutes when the records are there; profile `quick` trains and scores on phantoms in about 5 minutes, `paper`
 # (real images, and phantoms at full size) in about an hour and a half. Below 3 GB a process.
 #
 # **Data** Brain Tumor Classification (MRI), Bhuvaji et al. 2020, MIT; Chest X-Ray Images (Pneumonia), Kermany et al. 2018,
@@ -55,6 +55,7 @@ looked = {
     ]
     for part in PARTS
 }
+firsts = [(part, one) for part, members in looked.items() for one in members if one.seed == 0]
 records = {part: [record for one in members for record in explaining.records_of(one).values()] for part, members in looked.items()}
 display(explain_plan.overview(PARTS))
 
@@ -74,13 +75,11 @@ for part, members in looked.items():
 # %% [markdown]
 # ## Cases
 #
-# Of each class the surest right case, the surest wrong one, and the one nearest to a half, by FedAvg's probability of the true class; first seed. Grad-CAM
-# of three models, and HiResCAM of FedAvg, each map divided by its own maximum: its *places* can be compared, its strength cannot. An outline is the phantom's lesion.
+# Of each class the surest right case, the surest wrong one, and the one nearest to a half, by FedAvg's probability of the true class; first seed. HiResCAM
+# of three models, each map divided by its own maximum: its *places* can be compared, its strength cannot. An outline is the phantom's lesion.
 # Without the real images on this machine this part says so.
 
 # %%
-SHOWN = [("centralized", "grad_cam"), ("local", "grad_cam"), ("fedavg", "grad_cam"), ("fedavg", "hires_cam")]
-firsts = [(part, one) for part, members in looked.items() for one in members if one.seed == 0]
 for part, one in firsts:
     try:
         images, _, masks = explaining.images_of(one)
@@ -88,22 +87,20 @@ for part, one in firsts:
         print(error)
         continue
     cases = explain_report.chosen_cases(one)
-    index = cases["index"].to_numpy()
-    maps = {
-        f"{explain_report.MODEL_LABELS[arm]}, {explain_report.CAM_LABELS[cam]}": explaining.upsampled(grids[index], images.shape[1]) / 255
-        for (arm, cam), grids in one.maps.items() if (arm, cam) in SHOWN
-    }
-    figure = plotting.map_gallery(images[index], maps, cases["title"].tolist(), cases["right"].tolist(), None if masks is None else masks[index])
+    maps, index = explain_report.maps_of(one, cases), cases["index"].to_numpy()
+    masks = None if masks is None else masks[index]
+    figure = plotting.map_gallery(images[index], maps, cases["title"].tolist(), cases["right"].tolist(), masks)
     if PARTS[part]:  # Real images are shown here and stored nowhere else.
         plotting.save_figure(figure, f"fig04_cases_{one.dataset}", data=cases, profile=part, synthetic=True,
-                             caption=f"{analysis.panel(one.dataset)}: cases with Grad-CAM of three models, first seed.")
-    display(figure)
+                             caption=f"{analysis.panel(one.dataset)}: cases with HiResCAM of three models, first seed.")
+    if one is firsts[0][1] or not PARTS[part]:  # The phantoms' beside real ones are in their folder only: a notebook stays small.
+        display(figure)
 
 # %% [markdown]
 # ## Do the maps find the lesion?
 #
 # On phantoms the lesion is known to the pixel. *Pointing game*: is the map's maximum in the lesion. *Energy*: the share of the map that lies in it. Both
-# against the lesion's share of the image, a random map as smooth as the models', and a centre prior.
+# against the lesion's share of the image, a random map as smooth as the models', and a centre prior. Energy and IoU are figures in the results folder.
 
 # %%
 for part, table in scores.items():
@@ -113,13 +110,15 @@ for part, table in scores.items():
         figure = plotting.intervals(shown.assign(method=shown["cam"]), x_label=explain_report.METRIC_LABELS[metric])
         plotting.save_figure(figure, f"fig04_{metric}", data=shown, profile=part, synthetic=PARTS[part],
                              caption=f"{explain_report.METRIC_LABELS[metric]}: mean and 95 % t-interval over seeds.")
-        display(figure)
+        if metric == "pointing":
+            display(figure)
 
 # %% [markdown]
 # ## Does the model depend on what the map marks?
 #
 # *Deletion*: the probability of the true class while pixels are blurred in the map's order, as area under the curve; *insertion*: the reverse. A map that
 # finds what the model uses has a small first and a large second; the random map on the same model is the measure.
+# Insertion is shown; deletion, and both on phantoms, are figures in the results folder.
 
 # %%
 for part, table in scores.items():
@@ -128,7 +127,8 @@ for part, table in scores.items():
         figure = plotting.intervals(rows.assign(method=rows["cam"]), x_label=explain_report.METRIC_LABELS[metric])
         plotting.save_figure(figure, f"fig04_{metric}", data=rows, profile=part, synthetic=PARTS[part],
                              caption=f"{explain_report.METRIC_LABELS[metric]}: mean and 95 % t-interval over seeds.")
-        display(figure)
+        if metric == "insertion" and part == PROFILE:
+            display(figure)
 
 # %%
 for part in PARTS:
@@ -167,7 +167,8 @@ for part in PARTS:
     figure = plotting.agreement_heatmap(agreement[part])
     plotting.save_figure(figure, "fig04_agreement", data=agreement[part], profile=part, synthetic=PARTS[part],
                          caption="Agreement of maps between models of one seed: mean rank correlation and 95 % t-interval over seeds.")
-    display(figure)
+    if part == PROFILE:
+        display(figure)
     plotting.save_table(repeated[part].drop(columns="dataset"), "tab04_repeatability", profile=part, synthetic=PARTS[part],
                         caption="The same arm in two seeds: mean over pairs of seeds, 95 % interval by the jackknife over seeds.")
     display(repeated[part].drop(columns="dataset").round(3))
@@ -191,7 +192,7 @@ for part in PARTS:
 
 # %%
 for part, one in firsts:
-    if not explain_plan.has_shortcut(one.dataset):
+    if part != PROFILE or not explain_plan.has_shortcut(one.dataset):
         continue
     try:
         marked, maps, titles = explaining.marked_cases(one, num=3)

@@ -311,3 +311,12 @@ def test_the_answer_says_what_the_tables_hold(explained):
     assert f"two hospitals alone {pair['mean']:.3f}" in text[1]
     number = int(compared[(compared["dataset"] == "chest_xray")]["significant"].sum())
     assert f"{number} of " in text[3] and "its area 0.030" in text[2]
+
+
+def test_maps_of_the_chosen_cases(explained):
+    one = explained[0]
+    cases = explain_report.chosen_cases(one)
+    maps = explain_report.maps_of(one, cases)
+    assert list(maps) == ["Centralized", "Alone", "FedAvg"]
+    wanted = upsampled(one.maps["local", "hires_cam"][cases["index"].to_numpy()], 16) / 255
+    np.testing.assert_array_equal(maps["Alone"], wanted)
