@@ -31,11 +31,10 @@ METHOD_FIELDS = {
     "server_momentum": ("fedavgm", "mimelite"),
     "personal_epochs": ("finetuned",),
 }
-
-
 #: Models that segment volumes slice by slice, and the fields that they need and no other model takes.
 SEGMENTERS = ("unet", "attention_unet")
 SEGMENTER_FIELDS = ("plane", "model_width", "model_depth")
+#: Of a segmenter's GroupNorm.
 NORM_GROUPS = 8
 
 

@@ -50,8 +50,7 @@ def volume_overview(name: str, *, image_size_px: int = 64, progress: bool = Fals
         if volume.mask is None:
             volume = dataclasses.replace(volume, mask=np.zeros(volume.image.shape[:3], np.uint8))
         slices = slices_of(volume, "axial", image_size_px)
-        labelled = (slices["mask"] > 0).sum(axis=(1, 2))
-        best = int(labelled.argmax()) if labelled.any() else len(slices) // 2
+        best = fullest_slice(slices["mask"])
         images.append(windowed(slices["image"][best, ..., channel]))
         masks.append(slices["mask"][best])
         kept.append(case)
@@ -74,6 +73,12 @@ def volume_overview(name: str, *, image_size_px: int = 64, progress: bool = Fals
         fingerprint=hashlib.sha256("".join(map(" ".join, shas)).encode()).hexdigest(), synthetic=info.synthetic,
         excluded=tuple(excluded), hashes=hashes,
     )
+
+
+def fullest_slice(masks: np.ndarray) -> int:
+    """The number of the slice [S, H, W] with the largest labelled area; the middle one if nothing is labelled."""
+    areas = (masks > 0).sum(axis=(1, 2))
+    return int(areas.argmax()) if areas.any() else len(masks) // 2
 
 
 def contrast_channel(modalities: Sequence[str]) -> int:

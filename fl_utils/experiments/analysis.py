@@ -28,6 +28,13 @@ def panel(dataset: str) -> str:
     return card(dataset).label
 
 
+def with_interval(row: pd.Series) -> str:
+    """A row's mean, low and high in words; says so where there is no interval."""
+    if row["low"] != row["low"]:
+        return f"{row['mean']:.3f} (no interval)"
+    return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
 def select(runs: Sequence[RunRecord], **fields) -> list[RunRecord]:
     """The records whose configuration has these values, ordered by seed.
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from fl_utils.experiments.analysis import SIGNIFICANCE
+from fl_utils.experiments.analysis import SIGNIFICANCE, with_interval
 from fl_utils.experiments.explain_plan import COMPARED_CAMS
 from fl_utils.experiments.explain_report import CAM_LABELS, METRIC_LABELS, MODEL_LABELS
 from fl_utils.experiments.explain_shortcut import ARM_LABELS
@@ -39,10 +39,10 @@ def _where(name: str, scores: pd.DataFrame, compared: pd.DataFrame) -> str:
     text = f"**{name}.** "
     for metric in ("pointing", "energy") if masks else ("insertion", "deletion"):
         said = [
-            f"{CAM_LABELS[cam]}: " + ", ".join(f"{MODEL_LABELS[model]} {_ci(maps.loc[(metric, model, cam)])}" for model in _SAID)
+            f"{CAM_LABELS[cam]}: " + ", ".join(f"{MODEL_LABELS[model]} {with_interval(maps.loc[(metric, model, cam)])}" for model in _SAID)
             for cam in COMPARED_CAMS
         ]
-        blind = f"a random map on FedAvg {_ci(maps.loc[(metric, 'fedavg', 'random')])}"
+        blind = f"a random map on FedAvg {with_interval(maps.loc[(metric, 'fedavg', 'random')])}"
         if masks:
             blind += f", the lesion's share of the image {maps.loc[(metric, 'fedavg', 'random'), 'chance']:.3f}"
         text += f"{METRIC_LABELS[metric]}. {'; '.join(said)}; {blind}. "
@@ -64,8 +64,8 @@ def _who(name: str, agreement: pd.DataFrame, repeated: pd.DataFrame) -> str:
             table[(table["measure"] == "rank_correlation") & (table["cam"] == cam)].set_index(index)
             for table, index in ((agreement, ["first", "second"]), (repeated, "model"))
         )
-        said = [f"{what} {_ci(ranks.loc[pair])}" for pair, what in words.items() if pair in ranks.index]
-        twice = [f"{MODEL_LABELS[arm]} {_ci(again.loc[arm])}" for arm in ("centralized", "fedavg") if arm in again.index]
+        said = [f"{what} {with_interval(ranks.loc[pair])}" for pair, what in words.items() if pair in ranks.index]
+        twice = [f"{MODEL_LABELS[arm]} {with_interval(again.loc[arm])}" for arm in ("centralized", "fedavg") if arm in again.index]
         text += f"{CAM_LABELS[cam]}: {', '.join(said)}; the same arm in two seeds: {', '.join(twice)}. "
     return text.rstrip()
 
@@ -77,7 +77,7 @@ def _marker(name: str, shortcut: pd.DataFrame, tests: pd.DataFrame) -> str:
     asked += [("rise", "", "Rise of sick calls on healthy images by the mark"), ("balanced_accuracy", "", "Balanced accuracy without marks")]
     for quantity, cam, words in asked:
         arms = [arm for arm in ARM_LABELS if (quantity, cam, arm) in table.index and (arm == "fedavg" or "_marked_" in arm)]
-        text += f"{words}: {'; '.join(f'{ARM_LABELS[arm]} {_ci(table.loc[(quantity, cam, arm)])}' for arm in arms)}. "
+        text += f"{words}: {'; '.join(f'{ARM_LABELS[arm]} {with_interval(table.loc[(quantity, cam, arm)])}' for arm in arms)}. "
     return text + _significant("comparisons", tests).rstrip()
 
 
@@ -85,9 +85,3 @@ def _significant(what: str, table: pd.DataFrame) -> str:
     """How many differences hold; which ones is in the table."""
     before = (table["p_value"] < SIGNIFICANCE).sum()
     return f"Significant after Holm: {table['significant'].sum()} of {len(table)} {what} ({before} before it). "
-
-
-def _ci(row: pd.Series) -> str:
-    if row["low"] != row["low"]:
-        return f"{row['mean']:.3f} (no interval)"
-    return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"

@@ -11,6 +11,7 @@ import pandas as pd
 from fl_utils.config import ExperimentConfig, make_config
 from fl_utils.data.catalogue import card
 from fl_utils.experiments import grid
+from fl_utils.experiments.plans import parts_of  # noqa: F401 (notebook 04 asks here)
 
 #: Experiment folder of the runs.
 EXPLAIN = "explain"
@@ -64,11 +65,6 @@ MARKED_ARMS = {
     **{f"centralized_marked_{n}": {"method": "centralized", "partition": "iid", "marked_hospitals": n} for n in (1, 4)},
     **{f"fedavg_marked_{n}": {"method": "fedavg", "partition": "iid", "marked_hospitals": n} for n in (1, 4)},
 }
-
-
-def parts_of(profile: str) -> tuple[str, ...]:
-    """The profiles that notebook 04 shows in a profile: with "paper" also what can only be shown on phantoms."""
-    return ("paper", "phantoms") if profile == "paper" else (profile,)
 
 
 def datasets_of(profile: str) -> tuple[str, ...]:

@@ -31,9 +31,9 @@ NUMBERS = ("00", "01", "02", "03", "04", "05")
 def datasets_of(number: str, profile: str) -> tuple[str, ...]:
     """The data sets of a notebook in a profile."""
     if number == "04":
-        return tuple(name for part in explain_plan.parts_of(profile) for name in explain_plan.datasets_of(part))
+        return tuple(name for part in plans.parts_of(profile) for name in explain_plan.datasets_of(part))
     if number == "05":
-        return tuple(segment_plan.SETTINGS[part].dataset for part in segment_plan.parts_of(profile))
+        return tuple(segment_plan.SETTINGS[part].dataset for part in plans.parts_of(profile))
     return tuple(grid.GRIDS[profile].total_rounds) if number == "03" else plans.datasets_of(profile)
 
 
@@ -51,10 +51,10 @@ def stages(number: str, profile: str, dataset: str, progress: bool = True) -> It
         yield Stage(grid.GRID_TUNING, grid.tuning_03(profile, dataset), keep_diverged=True)
         yield Stage(grid.GRID, grid.configs_03(profile, dataset, progress), facts=grid.tuning_facts(), keep_diverged=True)
     elif number == "04":
-        (part,) = (part for part in explain_plan.parts_of(profile) if dataset in explain_plan.datasets_of(part))
+        (part,) = (part for part in plans.parts_of(profile) if dataset in explain_plan.datasets_of(part))
         yield Stage(explain_plan.EXPLAIN, explain_plan.configs_04(part, dataset))
     elif number == "05":
-        (part,) = (part for part in segment_plan.parts_of(profile) if dataset == segment_plan.SETTINGS[part].dataset)
+        (part,) = (part for part in plans.parts_of(profile) if dataset == segment_plan.SETTINGS[part].dataset)
         yield Stage(segment_plan.SEGMENTATION_TUNING, segment_plan.tuning_configs(part), keep_diverged=True)
         yield Stage(segment_plan.SEGMENTATION, segment_plan.configs_05(part))
     else:

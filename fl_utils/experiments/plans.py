@@ -57,6 +57,11 @@ def settings_of(profile: str) -> ProfileSettings:
     return PROFILES[profile]
 
 
+def parts_of(profile: str) -> tuple[str, ...]:
+    """The profiles that a notebook shows in a profile: with "paper" also what can only be shown on phantoms."""
+    return ("paper", "phantoms") if profile == "paper" else (profile,)
+
+
 def datasets_of(profile: str) -> tuple[str, ...]:
     """The data sets of a profile: real ones for "paper", phantoms for the others."""
     return tuple(settings_of(profile).pooled_epochs)
@@ -120,9 +125,9 @@ def tuning_configs(
     ]
 
 
-def validation_score(record: RunRecord) -> float:
-    """What selects: balanced accuracy on validation data at the best round, mean over models."""
-    curve = record.metrics.query("split == 'validation' and metric == 'balanced_accuracy'")
+def validation_score(record: RunRecord, metric: str = "balanced_accuracy") -> float:
+    """What selects: a metric of the curve on validation data at the best round, mean over models."""
+    curve = record.metrics.query("split == 'validation' and metric == @metric")
     selected = record.environment["selected_round"]
     at_best = [
         curve.query("client == @client and round == @round_num")["value"].item()

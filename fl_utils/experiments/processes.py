@@ -4,7 +4,6 @@ Not `concurrent.futures.ProcessPoolExecutor`: one process that dies (out of memo
 all its runs, and does not tell which run it was; and its `max_tasks_per_child` can dead-lock (python/cpython#115634).
 """
 
-import ctypes
 import dataclasses
 import multiprocessing
 import os
@@ -16,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing import connection
 from pathlib import Path
 
+from fl_utils.children import end_with_parent
 from fl_utils.config import ExperimentConfig
 from fl_utils.experiments.jobs import Job, Outcome, name_of, perform
 
@@ -23,7 +23,6 @@ from fl_utils.experiments.jobs import Job, Outcome, name_of, perform
 RUNS_PER_PROCESS = 25
 #: A run whose process dies is tried once more.
 ATTEMPTS = 2
-_PR_SET_PDEATHSIG = 1
 
 
 class WorkerDied(RuntimeError):
@@ -143,8 +142,7 @@ class _Worker:
 
 def _work(pipe, cores: Sequence[int], parent: int, log: str) -> None:
     """The body of a process: does what it is handed until the pipe is closed."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before that call
+    if not end_with_parent(parent):
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which decides
     os.sched_setaffinity(0, cores)  # before TensorFlow is loaded, which makes a thread a core

@@ -2,15 +2,16 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import pandas as pd
 
 from fl_utils.config import SEGMENTERS, ExperimentConfig, make_config
 from fl_utils.data.catalogue import card
-from fl_utils.experiments.plans import equal_steps
+from fl_utils.experiments.plans import equal_steps, parts_of, validation_score
 from fl_utils.experiments.run import run
 from fl_utils.learning.errors import TrainingError
-from fl_utils.records import RecordError, RunRecord
+from fl_utils.records import RecordError
 
 #: Experiment folders of the runs.
 SEGMENTATION = "segmentation"
@@ -65,11 +66,6 @@ SETTINGS = {
 }
 
 
-def parts_of(profile: str) -> tuple[str, ...]:
-    """The profiles that notebook 05 shows in a profile: with "paper" also what can only be shown on phantoms."""
-    return ("paper", "phantoms") if profile == "paper" else (profile,)
-
-
 def segment_config(
     profile: str, model: str, method: str, seed: int, *, learning_rate: float, augment: bool, passes: int | None = None
 ) -> ExperimentConfig:
@@ -111,26 +107,21 @@ def tuning_configs(profile: str) -> list[ExperimentConfig]:
     ]
 
 
-def validation_dice(record: RunRecord) -> float:
-    """What selects: mean Dice on validation data at the best round, mean over models."""
-    rows = record.metrics.query("split == 'validation' and metric == 'dice'")
-    selected = record.environment["selected_round"].items()
-    return sum(
-        rows.query("client == @client and round == @number")["value"].item() for client, number in selected
-    ) / len(selected)
-
-
-def trials(profile: str, *, progress: bool = False) -> pd.DataFrame:
+def trials(profile: str, methods: Sequence[str] = METHODS, *, progress: bool = False) -> pd.DataFrame:
     """The trials of a profile that is tuned: method, learning_rate, augment, dice (NaN where training diverged).
 
+    Args:
+      profile: one whose settings have `tuning_passes`.
+      methods: only theirs.
+      progress: show bars.
     Raises:
       RecordError: a trial is not there, and this command does not train.
     """
     rows = []
-    for config in tuning_configs(profile):
+    for config in (config for config in tuning_configs(profile) if config.method in methods):
         try:  # kept, so that it is not trained again for every method
             record = run(config, experiment=SEGMENTATION_TUNING, progress=progress, keep_diverged=True)
-            dice = float("nan") if "diverged_at_round" in record.environment else validation_dice(record)
+            dice = float("nan") if "diverged_at_round" in record.environment else validation_score(record, "dice")
         except TrainingError:  # in its first round: there is nothing to keep
             dice = float("nan")
         rows.append((config.method, config.client_learning_rate, config.augment, dice))
@@ -141,7 +132,7 @@ def tuned(profile: str, method: str, *, progress: bool = False) -> tuple[float, 
     """(learning rate, augmentation) with the best validation Dice; UNTUNED where the profile is not tuned."""
     if not SETTINGS[profile].tuning_passes:
         return UNTUNED
-    table = trials(profile, progress=progress).query("method == @method")
+    table = trials(profile, [method], progress=progress)
     if table["dice"].isna().all():
         raise RecordError(f"{method}: training diverged in each trial of {TUNING_GRID}.")
     best = table.loc[table["dice"].idxmax()]

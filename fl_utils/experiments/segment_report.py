@@ -12,7 +12,7 @@ import pandas as pd
 
 from fl_utils import seeding
 from fl_utils.config import METHOD_LABELS, SEGMENTERS
-from fl_utils.experiments.analysis import SIGNIFICANCE, panel
+from fl_utils.experiments.analysis import SIGNIFICANCE, panel, with_interval
 from fl_utils.experiments.segment_plan import METHODS, SEGMENTATION, configs_05
 from fl_utils.experiments.parallel import sweep
 from fl_utils.learning.segmentation_scores import headline_regions
@@ -273,7 +273,7 @@ def answer(runs: Sequence[RunRecord]) -> list[str]:
     regions = ", ".join(region.replace("_", " ") for region in _headline(runs[0]))
     text = f"**{name}** (mean Dice of {regions}; 95 % bootstrap over patients). "
     for model in SEGMENTERS:
-        said = [f"{METHOD_LABELS[method].lower()} {_ci(table.loc[(method, model)])}" for method in METHODS]
+        said = [f"{METHOD_LABELS[method].lower()} {with_interval(table.loc[(method, model)])}" for method in METHODS]
         text += f"{MODEL_LABELS[model]}: {', '.join(said)}. "
     if longer(runs):
         scores = subject_scores(longer(runs))[HEADLINE]
@@ -289,7 +289,3 @@ def answer(runs: Sequence[RunRecord]) -> list[str]:
     better, pairs = gain_counts(runs)
     sentences.append(f"The federated model is better than the hospital's own on its own test subjects in {better} of {pairs} pairs of hospital, model and seed.")
     return sentences
-
-
-def _ci(row: pd.Series) -> str:
-    return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"

@@ -9,11 +9,12 @@ import pandas as pd
 from fl_utils.config import ExperimentConfig
 from fl_utils.data.cases import find_cases
 from fl_utils.data.catalogue import card
-from fl_utils.data.overview import contrast_channel, windowed
+from fl_utils.data.overview import contrast_channel, fullest_slice, windowed
 from fl_utils.data.prepare import slices_of
 from fl_utils.data.stream import PreparedVolumes
 from fl_utils.data.types import DataError
 from fl_utils.data.volumes import read_case
+from fl_utils.experiments.hospitals import Hospitals
 from fl_utils.experiments.run import data_of, followed_weights, selected_weights
 from fl_utils.experiments.segmenting import hospitals_of, volumes_as_taken
 from fl_utils.records import RunRecord
@@ -25,9 +26,14 @@ def taken_volumes(record: RunRecord) -> PreparedVolumes:
     Raises:
       DataError: the volumes are not at hand.
     """
+    return _held(record)[1]
+
+
+def _held(record: RunRecord) -> tuple[Hospitals, PreparedVolumes]:
     config = ExperimentConfig(**record.config)
     data = data_of(config)
-    return volumes_as_taken(config, data, hospitals_of(config, data))
+    hospitals = hospitals_of(config, data)
+    return hospitals, volumes_as_taken(config, data, hospitals)
 
 
 def case_fields(runs: Mapping[str, RunRecord], subjects: Sequence[str], *, train: bool = True) -> dict[str, dict]:
@@ -100,7 +106,7 @@ def gate_maps(record: RunRecord, subjects: Sequence[str], *, level: int = 2, tra
         raise DataError(f"{record.path.name} is no federated run of an Attention U-Net: no gates to look at.")
     volumes = taken_volumes(record)
     chosen = [volumes.load([subject], slices="lesion") for subject in subjects]
-    best = [int((masks > 0).sum(axis=(1, 2)).argmax()) for _, masks in chosen]
+    best = [fullest_slice(masks) for _, masks in chosen]
     slices = np.stack([images[i] for i, (images, _) in zip(best, chosen, strict=True)])
     masks = np.stack([masks[i] > 0 for i, (_, masks) in zip(best, chosen, strict=True)])
     model = new_segmenter(config, volumes)
@@ -131,7 +137,7 @@ def example_slice(name: str, *, image_size_px: int = 96, place: int = 0) -> tupl
     info = card(name)
     volume = read_case([case for case in find_cases(info) if case.mask is not None][place], info)
     slices = slices_of(volume, "axial", image_size_px)
-    fullest = slices[(slices["mask"] > 0).sum(axis=(1, 2)).argmax()]
+    fullest = slices[fullest_slice(slices["mask"])]
     return fullest["image"].astype(np.float32), fullest["mask"], tuple(info.modalities.values()), info.class_names
 
 
@@ -143,16 +149,13 @@ def hospital_slices(record: RunRecord, *, per_hospital: int = 7) -> tuple[np.nda
     Raises:
       DataError: the volumes are not at hand.
     """
-    config = ExperimentConfig(**record.config)
-    data = data_of(config)
-    hospitals = hospitals_of(config, data)
-    volumes = volumes_as_taken(config, data, hospitals)
+    hospitals, volumes = _held(record)
     channel, images, masks, rows, names = contrast_channel(volumes.modalities), [], [], [], []
     for number, index in enumerate(hospitals.train):
         names.append(f"Hospital {number + 1}, {len(index)} subjects")
         for subject in (volumes.subjects[i] for i in index[:per_hospital]):
             slices, labels = volumes.load([subject], slices="lesion")
-            best = int((labels > 0).sum(axis=(1, 2)).argmax())
+            best = fullest_slice(labels)
             images.append(windowed(slices[best, ..., channel]))
             masks.append(labels[best])
             rows.append(number)

@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from fl_utils import paths, seeding
-from fl_utils.config import ExperimentConfig
+from fl_utils.config import NORM_GROUPS, ExperimentConfig
 from fl_utils.data.cases import find_cases
 from fl_utils.data.catalogue import card
 from fl_utils.data.stream import PreparedVolumes
@@ -103,7 +103,7 @@ def new_segmenter(config: ExperimentConfig, volumes: PreparedVolumes) -> keras.M
     shape = (volumes.image_size_px, volumes.image_size_px, len(volumes.modalities))
     return build_segmenter(
         config.model, shape, len(volumes.class_names), seed=seeding.derive_seed(config.seed, "init", "segmenter"),
-        width=config.model_width, depth=config.model_depth,
+        width=config.model_width, depth=config.model_depth, groups=NORM_GROUPS,
     )
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import grpc
 
 from fl_utils import paths
+from fl_utils.children import new_socket_folder
 
 # A worker that no longer answers (stopped, swapped out, dead-locked) is noticed while a call waits for it. gRPC
 # servers refuse pings that come more often than every five minutes, hence this interval.
@@ -95,7 +96,7 @@ class Worker:
         constant_at = _find_once(binary, _LISTEN_EVERYWHERE)  # before the start: the file is large, then time is short
         self.log = log
         self.channel: grpc.Channel | None = None
-        self._folder = _new_socket_folder()
+        self._folder = new_socket_folder("worker")
         self._port = _free_port()
         self._log_start = log.stat().st_size
         arguments = [str(binary), f"--port={self._port}",
@@ -204,20 +205,6 @@ def _channel_options() -> list[tuple[str, int]]:
             ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS), ("grpc.http2.max_pings_without_data", 0),
             # gRPC shares connections between channels of the same target; a restarted worker wants a fresh one.
             ("grpc.use_local_subchannel_pool", 1), ("fl_utils.worker", next(_WORKER_NUMBER))]
-
-
-def _new_socket_folder() -> Path:
-    """A folder that only this user can open; those that killed processes left behind are removed after a day."""
-    root = Path(tempfile.gettempdir())
-    if len(str(root)) > 60:
-        root = Path("/tmp")  # the path of a socket holds at most 107 characters
-    for old in root.glob("fl_utils_worker_*_*"):
-        try:
-            if time.time() - old.stat().st_mtime > 86_400 and not Path(f"/proc/{old.name.split('_')[3]}").exists():
-                shutil.rmtree(old, ignore_errors=True)
-        except OSError:
-            pass
-    return Path(tempfile.mkdtemp(prefix=f"fl_utils_worker_{os.getpid()}_", dir=root))
 
 
 def _free_port() -> int:

@@ -11,7 +11,7 @@ from matplotlib.patheffects import Normal, Stroke
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy.ndimage import distance_transform_edt
 
-from fl_utils.data.overview import windowed
+from fl_utils.data.overview import fullest_slice, windowed
 from fl_utils.data.prepare import PLANES, Plane, as_seen
 from fl_utils.plotting.images import bare, draw_grey
 from fl_utils.plotting.style import GREEN, ORANGE, PURPLE, SKY_BLUE, VERMILLION, YELLOW
@@ -60,8 +60,7 @@ class SegmentedCase:
 
     def fullest_slice(self, plane: Plane) -> int:
         """The slice of the plane with the largest labelled area in the true mask; the middle one if there is none."""
-        areas = (as_seen(self.truth, plane) > 0).sum(axis=(1, 2))
-        return int(areas.argmax()) if areas.any() else len(areas) // 2
+        return fullest_slice(as_seen(self.truth, plane))
 
 
 def draw_slice(ax: Axes, case: SegmentedCase, plane: Plane, number: int, modality: str | None, model: str | None):

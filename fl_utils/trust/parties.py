@@ -24,13 +24,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from fl_utils.children import new_socket_folder
 from fl_utils.trust import shares as shares_lib
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
@@ -104,7 +104,7 @@ def secure_sum(values: Mapping[str, np.ndarray], *, threshold: int, timeout_s: f
 
 def _run(names: Sequence[str], inputs: Sequence[np.ndarray], threshold: int, timeout_s: float, started) -> list[dict]:
     deadline = time.monotonic() + timeout_s
-    folder = _new_folder()
+    folder = new_socket_folder("parties")
     parties: list[_Party] = []
     try:
         for index, (name, numbers) in enumerate(zip(names, inputs)):
@@ -133,20 +133,6 @@ def _run(names: Sequence[str], inputs: Sequence[np.ndarray], threshold: int, tim
         for party in parties:
             party.end()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _new_folder() -> Path:
-    """A folder that only this user can open; those that a killed process left behind are removed after a day."""
-    root = Path(tempfile.gettempdir())
-    if len(str(root)) > 60:
-        root = Path("/tmp")  # the path of a socket holds at most 107 characters
-    for old in root.glob("fl_utils_parties_*"):
-        try:
-            if time.time() - old.stat().st_mtime > 86_400:
-                shutil.rmtree(old, ignore_errors=True)
-        except OSError:
-            pass
-    return Path(tempfile.mkdtemp(prefix="fl_utils_parties_", dir=root))
 
 
 class _Party:

@@ -5,16 +5,14 @@ holds, and writes its share of the sum (.npz) to standard output. What it does i
 """
 
 import asyncio
-import ctypes
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
-_PR_SET_PDEATHSIG = 1
+from fl_utils.children import end_with_parent
 
 
 class _SocketLoop(asyncio.SelectorEventLoop):
@@ -37,8 +35,7 @@ class _SocketLoop(asyncio.SelectorEventLoop):
 
 def main() -> None:
     parent, index, parties, threshold, modulus = (int(text) for text in sys.argv[1:6])
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before that call
+    if not end_with_parent(parent):
         return
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # MPyC logs to standard output, which is for the result

@@ -1,6 +1,5 @@
 """Whole runs of a small Attention U-Net on phantom tumours: the record, the kept weights, and going on after a stop."""
 
-import dataclasses
 import itertools
 import shutil
 
@@ -9,13 +8,12 @@ import pytest
 
 from fl_utils import paths
 from fl_utils.config import make_config
-from fl_utils.data import catalogue
-from fl_utils.data.catalogue import card
 from fl_utils.experiments import segment_plan, segmenter_training, segmenting
 from fl_utils.experiments.hospitals import owners
 from fl_utils.experiments.run import data_of, run, selected_weights
 from fl_utils.learning import rounds
 from fl_utils.learning.segmentation_scores import EMPTY_HD95_MM, SCORE_COLUMNS, regions_of
+from tests.unit.made_volumes import few_tumours
 
 NUM_SUBJECTS, NUM_CLIENTS = 24, 3
 ROUNDS = {"centralized": 2, "local": 1, "fedavg": 3}
@@ -26,10 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module", autouse=True)
 def few_phantoms(folders):
-    """The catalogue's phantoms, no more of them than are used."""
-    few = dataclasses.replace(card("phantom_tumours"), counts={"total": NUM_SUBJECTS})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(catalogue, "CARDS", {**catalogue.CARDS, few.name: few})
+    with few_tumours(NUM_SUBJECTS):
         yield
 
 

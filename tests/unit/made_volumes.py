@@ -1,13 +1,27 @@
-"""Shared by unit tests: subjects with small prepared files on disk, made of noise around a bright disc."""
+"""Shared by tests: subjects with small prepared files on disk, made of noise around a bright disc; few phantoms."""
+
+import contextlib
+import dataclasses
 
 import numpy as np
 import pandas as pd
+import pytest
 
+from fl_utils.data import catalogue
 from fl_utils.data.stream import PreparedVolumes, slice_dtype
 from fl_utils.data.subjects import SubjectData
 from fl_utils.data.types import ImageDataset, group_closure
 
 SIZE, CHANNELS, LENGTH = 24, 2, 3  # 24 pixels: the smallest that a scanner takes
+
+
+@contextlib.contextmanager
+def few_tumours(number: int):
+    """The catalogue's phantom tumours, no more of them than are used."""
+    few = dataclasses.replace(catalogue.card("phantom_tumours"), counts={"total": number})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalogue, "CARDS", {**catalogue.CARDS, few.name: few})
+        yield
 
 
 def made_slices(seed: int, length: int = LENGTH) -> np.ndarray:

@@ -8,6 +8,7 @@ import time
 import psutil
 import pytest
 
+from fl_utils import children
 from fl_utils.learning import worker as worker_lib
 from fl_utils.learning.worker import EngineError, Worker
 
@@ -117,8 +118,8 @@ def test_address_constant_must_be_unique(tmp_path):
 
 
 def test_folders_of_killed_processes_are_removed_after_a_day(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker_lib.tempfile, "tempdir", str(tmp_path) if len(str(tmp_path)) <= 60 else "/tmp")
-    root = worker_lib.Path(worker_lib.tempfile.gettempdir())
+    monkeypatch.setattr(children.tempfile, "tempdir", str(tmp_path) if len(str(tmp_path)) <= 60 else "/tmp")
+    root = children.Path(children.tempfile.gettempdir())
     ended = subprocess.Popen(["true"])
     ended.wait(timeout=60)
     old, recent, used = (root / f"fl_utils_worker_{pid}_{name}"
@@ -127,7 +128,7 @@ def test_folders_of_killed_processes_are_removed_after_a_day(tmp_path, monkeypat
         folder.mkdir()
     for folder in (old, used):
         os.utime(folder, (0, 0))
-    created = worker_lib._new_socket_folder()
+    created = children.new_socket_folder("worker")
     assert [folder.exists() for folder in (old, recent, used, created)] == [False, True, True, True]
     for folder in (recent, used, created):
         folder.rmdir()

@@ -8,14 +8,14 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "fl_utils"
 #: Room -> floor. A room is a folder or a single module of the package.
 FLOORS = {
-    "config": 0, "files": 0, "paths": 0, "platform_check": 0, "records": 0, "seeding": 0, "statistics": 0,
+    "children": 0, "config": 0, "files": 0, "paths": 0, "platform_check": 0, "records": 0, "seeding": 0, "statistics": 0,
     "data": 1, "models": 1,
     "explain": 2, "learning": 2, "trust": 2,
     "experiments": 3, "plotting": 3,
     "cli": 4, "doctor": 4, "interactive": 4, "map_viewer": 4, "readme": 4, "report": 4, "slice_viewer": 4,
 }  # fmt: skip
 TENSORFLOW = {"tensorflow", "keras", "tensorflow_federated", "tf_keras"}
-WITHOUT_TENSORFLOW = ("config", "files", "paths", "platform_check", "records", "seeding", "statistics", "data", "plotting")
+WITHOUT_TENSORFLOW = ("children", "config", "files", "paths", "platform_check", "records", "seeding", "statistics", "data", "plotting")
 #: The only modules that may know of TFF's execution contexts, and how those are reached.
 ENGINE = ("fl_utils.learning.engine", "fl_utils.learning.worker")
 CONTEXTS = ("tensorflow_federated.framework", "tensorflow_federated.backends", "tensorflow_federated.program")

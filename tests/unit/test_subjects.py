@@ -8,22 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fl_utils import paths
-from fl_utils.data import catalogue
 from fl_utils.data.catalogue import card
 from fl_utils.data.partition import PartitionError
 from fl_utils.data.phantoms.volumes import institutions_of
 from fl_utils.data.subjects import join_institutions, load_subjects
 from fl_utils.data.types import DataError
+from tests.unit.made_volumes import few_tumours
 
 NUM, SHAPE = 8, {"plane": "axial", "image_size_px": 24}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_phantoms(folders):
-    """The catalogue's phantoms, fewer of them."""
-    few = dataclasses.replace(card("phantom_tumours"), counts={"total": NUM})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(catalogue, "CARDS", {**catalogue.CARDS, few.name: few})
+    with few_tumours(NUM):
         yield
 
 
