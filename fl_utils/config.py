@@ -36,6 +36,10 @@ SEGMENTERS = ("unet", "attention_unet")
 SEGMENTER_FIELDS = ("plane", "model_width", "model_depth")
 #: Of a segmenter's GroupNorm.
 NORM_GROUPS = 8
+#: What a run with differential privacy needs, and no other takes.
+PRIVACY_FIELDS = ("epsilon", "delta", "clipping_norm")
+#: Shadow models of a membership attack: each training patient is in half of them.
+NUM_SHADOWS = 16
 
 
 class ConfigError(ValueError):
@@ -94,6 +98,19 @@ class ExperimentConfig(pydantic.BaseModel):
     marked_hospitals: int = pydantic.Field(default=0, ge=0)
     #: Training and validation labels dealt out anew: what a model learns that has nothing to learn.
     shuffled_labels: bool = False
+    #: Whose data epsilon is about: DP-SGD over patients in each hospital, or noise on the hospitals' updates. With
+    #: "patient", `client_batch_size` is the expected number of patients a step. See `trust.terms`.
+    privacy_unit: Literal["patient", "hospital"] | None = None
+    #: Of all rounds together; the noise follows from it (`experiments.protection`).
+    epsilon: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
+    delta: float | None = pydantic.Field(default=None, gt=0, lt=1)
+    #: C of a patient's gradient or a hospital's update; with adaptive clipping where C starts.
+    clipping_norm: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
+    adaptive_clipping: bool = False
+    #: The hospitals' updates are added by CKKS; the server cannot read them (`trust.encrypted`).
+    encrypted: bool = False
+    #: Trains on that half of the training patients that shadow model number `shadow` takes (`trust.lira`).
+    shadow: int | None = pydantic.Field(default=None, ge=0, lt=NUM_SHADOWS)
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self):
@@ -146,6 +163,7 @@ class ExperimentConfig(pydantic.BaseModel):
         if self.partition in SCANNER_PARTITIONS and not 24 <= self.image_size_px <= 256:
             raise ValueError(f"image_size_px is {self.image_size_px}; made-up scanners take images of 24 to 256 pixels")
         self._check_segmenter()
+        self._check_protection()
         return self
 
     def _check_segmenter(self) -> None:
@@ -176,6 +194,39 @@ class ExperimentConfig(pydantic.BaseModel):
         }
         for field in (name for name, wrong in refused.items() if wrong):
             raise ValueError(f"{field} {getattr(self, field)!r} is not for segmenters such as {self.model!r}")
+
+    def _check_protection(self) -> None:
+        for field in PRIVACY_FIELDS:
+            if (getattr(self, field) is not None) != (self.privacy_unit is not None):
+                raise ValueError(
+                    f"{field} is {getattr(self, field)} with privacy_unit {self.privacy_unit!r}; a run with "
+                    f"differential privacy needs {', '.join(PRIVACY_FIELDS)}, and no other takes them"
+                )
+        wanted = {
+            "privacy_unit": self.privacy_unit is not None, "encrypted": self.encrypted, "shadow": self.shadow is not None
+        }
+        for field in (name for name, asked in wanted.items() if asked):
+            if self.method != "fedavg" or self.segments:
+                raise ValueError(
+                    f"{field} is {getattr(self, field)!r} with method {self.method!r} and model {self.model!r}; it is "
+                    "for classifiers with method 'fedavg'"
+                )
+        if self.adaptive_clipping and self.privacy_unit != "hospital":
+            raise ValueError(f"adaptive_clipping is for privacy_unit 'hospital', not {self.privacy_unit!r}")
+        if self.privacy_unit and self.class_weighting:
+            raise ValueError("class_weighting tells the hospitals' class counts without noise; set it to False with a privacy_unit")
+        if self.privacy_unit and self.model == "norm_cnn_batch":
+            raise ValueError("model 'norm_cnn_batch' sends BatchNorm statistics without noise; take norm_cnn_group with a privacy_unit")
+        if self.cohort_size < self.num_clients and (self.privacy_unit or self.encrypted):
+            raise ValueError(
+                f"clients_per_round is {self.clients_per_round} of {self.num_clients}; privacy is accounted, and updates "
+                "are added in secret, for rounds of all hospitals: leave it out"
+            )
+        if self.encrypted and self.privacy_unit == "hospital":
+            raise ValueError(
+                "encrypted with privacy_unit 'hospital': the server would have to clip and noise what it cannot read; "
+                "take privacy_unit 'patient', whose noise is added in the hospitals"
+            )
 
     @property
     def segments(self) -> bool:

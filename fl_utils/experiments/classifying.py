@@ -12,6 +12,7 @@ from fl_utils.config import ExperimentConfig
 from fl_utils.data.load import load_dataset
 from fl_utils.data.types import ImageDataset
 from fl_utils.experiments.hospitals import Hospitals, as_taken, owners, pooled, share_out
+from fl_utils.experiments.protection import facts_of
 from fl_utils.experiments.trained import Trained
 
 
@@ -52,7 +53,7 @@ def train(
         predictions.append(_prediction_table(dataset, hospitals, client, probabilities))
     return Trained(
         {client: result for client, result, _ in results}, final, pd.concat(predictions, ignore_index=True),
-        _facts(dataset, hospitals, num_parameters(config, dataset)),
+        _facts(dataset, hospitals, num_parameters(config, dataset)) | facts_of(config, dataset, hospitals),
     )
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from fl_utils import seeding
-from fl_utils.config import SCANNER_PARTITIONS, ExperimentConfig
+from fl_utils.config import NUM_SHADOWS, SCANNER_PARTITIONS, ExperimentConfig
 from fl_utils.data import phantoms
 from fl_utils.data.markers import mark
 from fl_utils.data.partition import (
@@ -13,6 +13,7 @@ from fl_utils.data.partition import (
 )
 from fl_utils.data.splits import Split, make_split
 from fl_utils.data.types import ImageDataset
+from fl_utils.trust.lira import shadow_members
 
 # The test set is frozen: it does not change with a run's seed.
 SPLIT_SEED = 2026
@@ -73,7 +74,21 @@ def share_out(
             # The part is much smaller than the data set that the user knows.
             raise PartitionError(f"{dataset.name}, {name} part: {error}") from None
         parts[name] = [index[share] for share in dealt]
+    if config.shadow is not None:
+        chosen = shadows(dataset, split)[config.shadow]
+        parts["train"] = [part[chosen[part]] for part in parts["train"]]
     return Hospitals(split, **parts)
+
+
+def shadows(dataset: ImageDataset, split: Split) -> np.ndarray:
+    """bool [NUM_SHADOWS, N]: which training examples each shadow model takes, whole patients; False outside of training.
+
+    The same for all seeds, so that the models of a membership attack can be compared.
+    """
+    chosen = np.zeros((NUM_SHADOWS, len(dataset)), bool)
+    rng = seeding.generator(0, "shadows", dataset.name)
+    chosen[:, split.train] = shadow_members(dataset.groups[split.train], NUM_SHADOWS, rng=rng)
+    return chosen
 
 
 def partition_shares(config: ExperimentConfig, num_classes: int) -> np.ndarray | None:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from fl_utils.config import ExperimentConfig
-from fl_utils.experiments import explain_plan, grid, leakage, plans, segment_plan
+from fl_utils.experiments import explain_plan, grid, leakage, plans, privacy_plan, segment_plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Stage:
 
 
 #: Notebooks that train beforehand; the others train nothing, or by themselves.
-NUMBERS = ("00", "01", "02", "03", "04", "05")
+NUMBERS = ("00", "01", "02", "03", "04", "05", "06")
 
 
 def datasets_of(number: str, profile: str) -> tuple[str, ...]:
@@ -34,6 +34,8 @@ def datasets_of(number: str, profile: str) -> tuple[str, ...]:
         return tuple(name for part in plans.parts_of(profile) for name in explain_plan.datasets_of(part))
     if number == "05":
         return tuple(segment_plan.SETTINGS[part].dataset for part in plans.parts_of(profile))
+    if number == "06":
+        return privacy_plan.datasets_of(profile)
     return tuple(grid.GRIDS[profile].total_rounds) if number == "03" else plans.datasets_of(profile)
 
 
@@ -57,5 +59,10 @@ def stages(number: str, profile: str, dataset: str, progress: bool = True) -> It
         (part,) = (part for part in plans.parts_of(profile) if dataset == segment_plan.SETTINGS[part].dataset)
         yield Stage(segment_plan.SEGMENTATION_TUNING, segment_plan.tuning_configs(part), keep_diverged=True)
         yield Stage(segment_plan.SEGMENTATION, segment_plan.configs_05(part))
+    elif number == "06":
+        yield Stage(privacy_plan.PRIVACY_TUNING, privacy_plan.tuning_configs(profile, dataset), keep_diverged=True)
+        facts = privacy_plan.tuning_facts(profile, dataset)
+        yield Stage(privacy_plan.PRIVACY, privacy_plan.configs_06(profile, dataset), facts=facts, keep_diverged=True)
+        yield Stage(privacy_plan.PRIVACY_SHADOWS, privacy_plan.shadow_configs(profile, dataset), keep_diverged=True)
     else:
         raise plans.ConfigError(f"Notebook {number!r} trains nothing beforehand; those that do are {', '.join(NUMBERS)}.")

@@ -12,10 +12,11 @@ from fl_utils import paths, seeding
 from fl_utils.config import ExperimentConfig
 from fl_utils.data.catalogue import card
 from fl_utils.data.types import ImageDataset
+from fl_utils.experiments import protection
 from fl_utils.experiments.hospitals import Hospitals
 from fl_utils.learning.centralized import CentralizedLearner
-from fl_utils.learning.client_files import write_client_files
-from fl_utils.learning.client_updates import norm_positions
+from fl_utils.learning.client_files import local_patients, write_client_files
+from fl_utils.learning.client_updates import ClientTask, averaging, norm_positions
 from fl_utils.learning.local import LocalSettings, LocalTrainer, class_weights, travelling_weights
 from fl_utils.learning.rounds import Judge, PersonalJudge, TrainingResult, View, run_rounds
 from fl_utils.models.classifiers import build_model
@@ -126,13 +127,38 @@ def _fine_tuned(config, dataset: ImageDataset, hospitals: Hospitals, judge: Judg
 
 def _new_model(config: ExperimentConfig, dataset: ImageDataset):
     return build_model(
-        config.model, dataset.images.shape[1:], dataset.num_classes, seed=_initial_seed(config)
+        config.model, dataset.images.shape[1:], dataset.num_classes, seed=initial_seed(config)
     )
 
 
 def num_parameters(config: ExperimentConfig, dataset: ImageDataset) -> int:
     """Numbers that a hospital sends in a round: the model's weights, BatchNorm statistics only where they travel."""
     return sum(int(np.prod(weight.shape)) for weight in travelling_weights(_new_model(config, dataset), _settings(config)))
+
+
+def hospital_updates(
+    config: ExperimentConfig, dataset: ImageDataset, hospitals: Hospitals, weights: list[np.ndarray], round_num: int
+) -> list[list[np.ndarray]]:
+    """What the hospitals would send in a round that starts at these weights, for methods with plain local SGD.
+
+    Args:
+      config: of the federated run.
+      dataset: the images as the hospitals hold them (`hospitals.as_taken`).
+      hospitals: who holds which.
+      weights: the common model's, one array a travelling weight.
+      round_num: of which round the order of the examples and their augmentation are.
+    Returns:
+      For each hospital global - local weights, float32 arrays; `client_updates.averaging`.
+    """
+    trainer = LocalTrainer(_new_model(config, dataset), _settings(config))
+    class_weighting = tf.constant(_class_weights(config, dataset, np.concatenate(hospitals.train)))
+    updates = []
+    for client, own in enumerate(hospitals.train):
+        seed = tf.constant(seeding.tf_seed(config.seed, "batch_order", str(client), round_num))
+        images, labels = tf.constant(dataset.images[own]), tf.constant(dataset.labels[own], tf.int32)
+        result = averaging(trainer, ClientTask(weights, images, labels, class_weighting, seed))
+        updates.append([part.numpy() for part in result.delta])
+    return updates
 
 
 def _settings(config: ExperimentConfig) -> LocalSettings:
@@ -192,15 +218,40 @@ def _federated(config, dataset: ImageDataset, hospitals: Hospitals, name: str):
     def new_model():
         return _new_model(config, dataset)
 
-    learner = PersonalLearner if config.method == "local_norm" else FederatedLearner
-    return learner(
-        build_process(algorithm, new_model, settings, server),
-        write_client_files(paths.cache_root() / "clients", dataset.images, dataset.labels, hospitals.train),
-        # The hospitals add up their class counts once, so that all weigh the classes alike.
-        _class_weights(config, dataset, everything),
-        clients_per_round=config.cohort_size,
-        seed=config.seed,
-        client_state=initial_client_state(algorithm, new_model, settings),
+    noise = protection.noise_of(config, dataset, hospitals) if config.privacy_unit else None
+    trainer_type = protection.trainer_of(config, noise)
+    # The hospitals add up their class counts once, so that all weigh the classes alike.
+    weights = _class_weights(config, dataset, everything)
+    if config.encrypted:
+        learner = _encrypted(config, dataset, hospitals, weights, trainer_type)
+    else:
+        process = build_process(
+            algorithm, new_model, settings, server, aggregator=protection.aggregator_of(config, noise),
+            trainer_type=trainer_type,
+        )
+        files = write_client_files(
+            paths.cache_root() / "clients", dataset.images, dataset.labels, hospitals.train,
+            groups=dataset.groups if config.privacy_unit == "patient" else None,
+        )
+        learner = (PersonalLearner if config.method == "local_norm" else FederatedLearner)(
+            process, files, weights, clients_per_round=config.cohort_size, seed=config.seed,
+            client_state=initial_client_state(algorithm, new_model, settings),
+        )
+    return learner if noise is None else protection.ChargedLearner(learner, noise, config.epsilon)
+
+
+def _encrypted(config, dataset: ImageDataset, hospitals: Hospitals, weights: np.ndarray, trainer_type):
+    from fl_utils.experiments.encrypted_learner import EncryptedLearner
+
+    labels = [dataset.labels[index] for index in hospitals.train]
+    if config.privacy_unit == "patient":
+        labels = [
+            np.stack([own, local_patients(dataset.groups[index])], axis=1)
+            for own, index in zip(labels, hospitals.train, strict=True)
+        ]
+    return EncryptedLearner(
+        _new_model(config, dataset), _settings(config), [dataset.images[index] for index in hospitals.train], labels,
+        weights, seed=config.seed, trainer_type=trainer_type,
     )
 
 
@@ -215,6 +266,6 @@ def augmentation(config: ExperimentConfig) -> str:
     return "shift_rotate_flip" if card(config.dataset).flip_is_safe else "shift_rotate"
 
 
-def _initial_seed(config: ExperimentConfig) -> int:
+def initial_seed(config: ExperimentConfig) -> int:
     """All methods of one seed start from the same weights."""
     return seeding.derive_seed(config.seed, "init", config.model)

@@ -43,9 +43,14 @@ def write_client_files(
         shape = repr(images.shape[1:]).encode()
         contents = {".images": pixels, ".labels": classes}
         if groups is not None:
-            contents[".patients"] = np.unique(groups[part], return_inverse=True)[1].astype("<i4").tobytes()
+            contents[".patients"] = local_patients(groups[part]).astype("<i4").tobytes()
         prefixes.append(write_once(folder, contents, told_apart_by=shape))
     return prefixes
+
+
+def local_patients(groups: np.ndarray) -> np.ndarray:
+    """int [N], the patients of one client counted anew, 0..P-1 without gaps, as `private.PrivateTrainer` takes them."""
+    return np.unique(groups, return_inverse=True)[1]
 
 
 def write_once(folder: Path, contents: Mapping[str, bytes], *, told_apart_by: bytes = b"") -> str:

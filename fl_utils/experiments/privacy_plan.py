@@ -1,0 +1,228 @@
+"""Notebook 06's runs as data: what is protected how, the shadow models of the membership attack, the trials.
+
+All arms are one classifier trained by FedAvg over the same hospitals, with as many passes over the images or, with
+patient-level privacy, over the patients. None augments (the inversion attack is given no augmentation to guess) or weighs
+classes (their counts are patients' data).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from fl_utils.config import NUM_SHADOWS, ExperimentConfig, make_config
+from fl_utils.experiments.plans import TUNING_SEED, validation_score
+from fl_utils.experiments.run import run
+from fl_utils.learning.errors import TrainingError
+
+#: Experiment folders of the runs.
+PRIVACY = "privacy"
+PRIVACY_TUNING = "privacy_tuning"
+PRIVACY_SHADOWS = "privacy_shadows"
+NUM_HOSPITALS, MANY_HOSPITALS = 5, 50
+#: Passes a round of the arm that trains longer between rounds.
+LONGER_EPOCHS = 4
+EPSILONS = (8, 3, 1)
+HOSPITAL_EPSILON, HOSPITAL_DELTA = 8.0, 1e-2
+#: The settings that are chosen on validation data, three trials each; a clipped gradient takes larger steps.
+RATES = (0.02, 0.06, 0.2)
+PATIENT_RATES = (0.3, 0.8, 2.0)
+HOSPITAL_NORMS = (0.03, 0.3, 3.0)
+#: Of each patient's gradient.
+PATIENT_NORM = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSettings:
+    """What differs between data sets.
+
+    Attributes:
+      total_rounds: a multiple of LONGER_EPOCHS.
+      patients_per_step, delta: of patient-level privacy.
+    """
+
+    total_rounds: int
+    patients_per_step: int
+    delta: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivacySettings:
+    """How large a profile is.
+
+    Attributes:
+      seeds: of the reported runs.
+      datasets: name -> settings.
+      arms: names of `ARMS`.
+      membership_arms: arm -> how many of the shadow models are trained; with all NUM_SHADOWS LiRA is run.
+      image_size_px, num_images: see `ExperimentConfig`.
+      tuned: whether settings are chosen by trials (else `UNTUNED`).
+    """
+
+    seeds: tuple[int, ...]
+    datasets: dict[str, DatasetSettings]
+    arms: tuple[str, ...]
+    membership_arms: dict[str, int]
+    image_size_px: int = 32
+    num_images: int | None = None
+    tuned: bool = False
+
+
+def _patient(epsilon: int) -> dict:
+    return {"privacy_unit": "patient", "epsilon": float(epsilon), "clipping_norm": PATIENT_NORM}
+
+
+def _hospital(**fields) -> dict:
+    return {
+        "privacy_unit": "hospital", "epsilon": HOSPITAL_EPSILON, "delta": HOSPITAL_DELTA, "clipping_norm": 0.1, **fields
+    }
+
+
+#: What is compared: name -> fields of the configuration.
+ARMS = {
+    "none": {},
+    "longer": {"client_epochs_per_round": LONGER_EPOCHS},
+    **{f"patient_{epsilon}": _patient(epsilon) for epsilon in EPSILONS},
+    "hospital_few": _hospital(),
+    "hospital_few_adaptive": _hospital(adaptive_clipping=True),
+    "encrypted": {"encrypted": True},
+    "both": {**_patient(EPSILONS[0]), "encrypted": True},
+    "local": {"method": "local", "client_epochs_per_round": LONGER_EPOCHS},
+    "none_many": {"num_clients": MANY_HOSPITALS},
+    "hospital_many": _hospital(num_clients=MANY_HOSPITALS),
+    "hospital_many_adaptive": _hospital(num_clients=MANY_HOSPITALS, adaptive_clipping=True),
+}
+#: Arms that take the settings of another one: the same training, added up in secret.
+TUNED_AS = {"encrypted": "none", "both": f"patient_{EPSILONS[0]}"}
+#: Middle values, where nothing is tuned.
+UNTUNED = {
+    arm: {"client_learning_rate": 0.8 if fields.get("privacy_unit") == "patient" else 0.06} for arm, fields in ARMS.items()
+}
+
+_ALL_MEMBERSHIP = {"none": NUM_SHADOWS, "patient_8": NUM_SHADOWS, "longer": 5, "patient_3": 5, "patient_1": 5, "hospital_few": 5}
+SETTINGS = {
+    "smoke": PrivacySettings(
+        (0, 1), {"phantom_chest": DatasetSettings(4, 8, 1e-2)}, ("none", "patient_8", "hospital_few", "encrypted", "local"),
+        {"none": NUM_SHADOWS, "patient_8": 2}, image_size_px=24, num_images=300,
+    ),
+    "quick": PrivacySettings(
+        (0, 1), {"phantom_chest": DatasetSettings(12, 32, 1e-3)},
+        ("none", "longer", "patient_8", "patient_1", "hospital_few", "encrypted", "both", "local"),
+        {"none": NUM_SHADOWS, "patient_8": 5}, num_images=600,
+    ),
+    "paper": PrivacySettings(
+        (0, 1, 2, 3, 4),
+        {"chest_xray": DatasetSettings(12, 64, 1e-4), "brain_mri": DatasetSettings(24, 32, 1e-3)}, tuple(ARMS),
+        _ALL_MEMBERSHIP, tuned=True,
+    ),
+}
+
+
+def datasets_of(profile: str) -> tuple[str, ...]:
+    """The data sets of a profile's plan."""
+    return tuple(SETTINGS[profile].datasets)
+
+
+def privacy_config(profile: str, dataset: str, arm: str, seed: int, **fields) -> ExperimentConfig:
+    """The configuration of one arm and seed; `fields` adds and overrides.
+
+    Raises:
+      ConfigError: see `make_config`.
+    """
+    settings, of_data = SETTINGS[profile], SETTINGS[profile].datasets[dataset]
+    own = {"method": "fedavg", "num_clients": NUM_HOSPITALS, "client_epochs_per_round": 1, **ARMS[arm]}
+    private = own.get("privacy_unit") == "patient"
+    return make_config(**{
+        "dataset": dataset, "profile": profile, "seed": seed, "partition": "iid", "model": "small_cnn",
+        "image_size_px": settings.image_size_px, "num_images": settings.num_images,
+        "total_rounds": of_data.total_rounds // own["client_epochs_per_round"],
+        "client_batch_size": of_data.patients_per_step if private else 16, "client_momentum": 0.0, "augment": False,
+        "class_weighting": False, **({"delta": of_data.delta} if private else {}), **own, **fields,
+    })
+
+
+def trials_of(arm: str) -> list[dict]:
+    """The settings that are tried for an arm."""
+    fields = ARMS[arm]
+    if fields.get("privacy_unit") == "hospital" and not fields.get("adaptive_clipping"):
+        return [{"client_learning_rate": RATES[1], "clipping_norm": norm} for norm in HOSPITAL_NORMS]
+    return [{"client_learning_rate": rate} for rate in (PATIENT_RATES if fields.get("privacy_unit") == "patient" else RATES)]
+
+
+def tuning_configs(profile: str, dataset: str) -> list[ExperimentConfig]:
+    """The trials of all arms of a profile; none where it is not tuned."""
+    settings = SETTINGS[profile]
+    return [
+        privacy_config(profile, dataset, arm, TUNING_SEED, **trial)
+        for arm in settings.arms if settings.tuned and arm not in TUNED_AS for trial in trials_of(arm)
+    ]
+
+
+def tuned(profile: str, dataset: str, arm: str, progress: bool = False) -> tuple[dict, dict]:
+    """The trial with the best balanced accuracy on validation data, and how it was found, for the record.
+
+    A trial that diverged is out.
+
+    Returns:
+      (fields of a configuration, {"tuning": {seed, trials: [{..., score}]}}).
+    Raises:
+      TrainingError: every trial diverged.
+    """
+    arm = TUNED_AS.get(arm, arm)
+    if not SETTINGS[profile].tuned:
+        return UNTUNED[arm], {}
+    trials = []
+    for trial in trials_of(arm):
+        config = privacy_config(profile, dataset, arm, TUNING_SEED, **trial)
+        record = run(config, experiment=PRIVACY_TUNING, progress=progress, keep_diverged=True)
+        diverged = "diverged_at_round" in record.environment
+        trials.append({**trial, "score": None if diverged else round(validation_score(record), 4)})
+    scored = [trial for trial in trials if trial["score"] is not None]
+    if not scored:
+        raise TrainingError(f"{dataset} {arm}: training diverged in each of {len(trials)} trials.")
+    best = max(scored, key=lambda trial: trial["score"])
+    return {name: value for name, value in best.items() if name != "score"}, {"tuning": {"seed": TUNING_SEED, "trials": trials}}
+
+
+def tuning_facts(profile: str, dataset: str) -> Callable[[ExperimentConfig], dict]:
+    """A function of a configuration: how its settings were chosen, for its record."""
+    facts = {arm: tuned(profile, dataset, arm)[1] for arm in SETTINGS[profile].arms}
+    return lambda config: {"arm": arm_of(config), **facts[arm_of(config)]}
+
+
+def arm_of(config: ExperimentConfig) -> str:
+    """The name in `ARMS` of a run's protection.
+
+    Raises:
+      ValueError: the configuration is not of this plan.
+    """
+    for arm, fields in ARMS.items():
+        whole = {
+            "method": "fedavg", "num_clients": NUM_HOSPITALS, "client_epochs_per_round": 1, "privacy_unit": None,
+            "epsilon": None, "encrypted": False, "adaptive_clipping": False, **fields,
+        }
+        if all(getattr(config, name) == value for name, value in whole.items() if name != "clipping_norm"):
+            return arm
+    raise ValueError(f"{config.dataset} {config.method} with privacy_unit {config.privacy_unit!r} is no arm of notebook 06.")
+
+
+def configs_06(profile: str, dataset: str, progress: bool = False) -> list[ExperimentConfig]:
+    """The arms of all seeds, seed by seed."""
+    settings = SETTINGS[profile]
+    chosen = {arm: tuned(profile, dataset, arm, progress)[0] for arm in settings.arms}
+    return [privacy_config(profile, dataset, arm, seed, **chosen[arm]) for seed in settings.seeds for arm in settings.arms]
+
+
+def shadow_configs(profile: str, dataset: str, progress: bool = False) -> list[ExperimentConfig]:
+    """The shadow models of the membership attack: each trains on its half of the training patients, in half of the batch."""
+    return [
+        shadow_config(profile, dataset, arm, number, progress)
+        for arm, number_of in SETTINGS[profile].membership_arms.items() for number in range(number_of)
+    ]
+
+
+def shadow_config(profile: str, dataset: str, arm: str, number: int, progress: bool = False) -> ExperimentConfig:
+    """One shadow model: its number is its seed, so that hospitals, start and batches differ as well."""
+    config = privacy_config(profile, dataset, arm, number, **tuned(profile, dataset, arm, progress)[0])
+    fields = {"shadow": number}
+    if config.privacy_unit == "patient":  # the same share of the patients a step, so the same noise multiplier
+        fields["client_batch_size"] = max(1, config.client_batch_size // 2)
+    return make_config(**(config.model_dump() | fields))
