@@ -38,6 +38,16 @@ SEGMENTER_FIELDS = ("plane", "model_width", "model_depth")
 NORM_GROUPS = 8
 #: What a run with differential privacy needs, and no other takes.
 PRIVACY_FIELDS = ("epsilon", "delta", "clipping_norm")
+#: What figures and tables call the protections of notebook 06 (`experiments.privacy_plan.ARMS`).
+PROTECTION_LABELS = {
+    "none": "No protection", "longer": "Longer local training", "patient_8": "Patient-level DP, ε = 8",
+    "patient_3": "Patient-level DP, ε = 3", "patient_1": "Patient-level DP, ε = 1",
+    "hospital_few": "Hospital-level DP, 5 hospitals, fixed clip",
+    "hospital_few_adaptive": "Hospital-level DP, 5 hospitals, adaptive clip", "encrypted": "Encrypted sum (CKKS)",
+    "both": "Patient-level DP and CKKS", "local": "Each hospital alone", "none_many": "No protection, 50 hospitals",
+    "hospital_many": "Hospital-level DP, 50 hospitals, fixed clip",
+    "hospital_many_adaptive": "Hospital-level DP, 50 hospitals, adaptive clip",
+}
 #: Shadow models of a membership attack: each training patient is in half of them.
 NUM_SHADOWS = 16
 
@@ -99,7 +109,8 @@ class ExperimentConfig(pydantic.BaseModel):
     #: Training and validation labels dealt out anew: what a model learns that has nothing to learn.
     shuffled_labels: bool = False
     #: Whose data epsilon is about: DP-SGD over patients in each hospital, or noise on the hospitals' updates. With
-    #: "patient", `client_batch_size` is the expected number of patients a step. See `trust.terms`.
+    #: "patient", `client_batch_size` is the expected number of patients a step. See `trust.terms`. Class weights are not
+    #: covered: the federation's class shares are taken as public.
     privacy_unit: Literal["patient", "hospital"] | None = None
     #: Of all rounds together; the noise follows from it (`experiments.protection`).
     epsilon: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
@@ -213,8 +224,6 @@ class ExperimentConfig(pydantic.BaseModel):
                 )
         if self.adaptive_clipping and self.privacy_unit != "hospital":
             raise ValueError(f"adaptive_clipping is for privacy_unit 'hospital', not {self.privacy_unit!r}")
-        if self.privacy_unit and self.class_weighting:
-            raise ValueError("class_weighting tells the hospitals' class counts without noise; set it to False with a privacy_unit")
         if self.privacy_unit and self.model == "norm_cnn_batch":
             raise ValueError("model 'norm_cnn_batch' sends BatchNorm statistics without noise; take norm_cnn_group with a privacy_unit")
         if self.cohort_size < self.num_clients and (self.privacy_unit or self.encrypted):

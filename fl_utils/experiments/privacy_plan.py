@@ -1,12 +1,14 @@
 """Notebook 06's runs as data: what is protected how, the shadow models of the membership attack, the trials.
 
 All arms are one classifier trained by FedAvg over the same hospitals, with as many passes over the images or, with
-patient-level privacy, over the patients. None augments (the inversion attack is given no augmentation to guess) or weighs
-classes (their counts are patients' data).
+patient-level privacy, over the patients. None augments: the inversion attack is given no augmentation to guess. Classes
+weigh alike; the federation's class shares, from which that follows, are taken as public.
 """
 
 import dataclasses
 from collections.abc import Callable
+
+import pandas as pd
 
 from fl_utils.config import NUM_SHADOWS, ExperimentConfig, make_config
 from fl_utils.experiments.plans import TUNING_SEED, validation_score
@@ -110,7 +112,7 @@ SETTINGS = {
     ),
     "paper": PrivacySettings(
         (0, 1, 2, 3, 4),
-        {"chest_xray": DatasetSettings(12, 64, 1e-4), "brain_mri": DatasetSettings(24, 32, 1e-3)}, tuple(ARMS),
+        {"chest_xray": DatasetSettings(12, 128, 1e-4), "brain_mri": DatasetSettings(24, 64, 1e-3)}, tuple(ARMS),
         _ALL_MEMBERSHIP, tuned=True,
     ),
 }
@@ -135,7 +137,7 @@ def privacy_config(profile: str, dataset: str, arm: str, seed: int, **fields) ->
         "image_size_px": settings.image_size_px, "num_images": settings.num_images,
         "total_rounds": of_data.total_rounds // own["client_epochs_per_round"],
         "client_batch_size": of_data.patients_per_step if private else 16, "client_momentum": 0.0, "augment": False,
-        "class_weighting": False, **({"delta": of_data.delta} if private else {}), **own, **fields,
+        **({"delta": of_data.delta} if private else {}), **own, **fields,
     })
 
 
@@ -226,3 +228,16 @@ def shadow_config(profile: str, dataset: str, arm: str, number: int, progress: b
     if config.privacy_unit == "patient":  # the same share of the patients a step, so the same noise multiplier
         fields["client_batch_size"] = max(1, config.client_batch_size // 2)
     return make_config(**(config.model_dump() | fields))
+
+
+def overview(profile: str) -> pd.DataFrame:
+    """The plan of a profile, a row a data set."""
+    settings = SETTINGS[profile]
+    return pd.DataFrame([
+        {
+            "data": name, "hospitals": NUM_HOSPITALS, "passes": of_data.total_rounds, "seeds": len(settings.seeds),
+            "patients a step": of_data.patients_per_step, "delta (patient)": of_data.delta, "delta (hospital)": HOSPITAL_DELTA,
+            "tuned": settings.tuned, "shadow models": ", ".join(f"{arm}: {num}" for arm, num in settings.membership_arms.items()),
+        }
+        for name, of_data in settings.datasets.items()
+    ])

@@ -5,7 +5,7 @@ the same share of their patients a step and the same noise, so that one epsilon 
 level: TFF's server clips each hospital's update, adds them up and adds noise; the server itself sees them before.
 
 Not covered: the rounds are chosen on validation data, and settings by trials, from the images of other patients than
-those trained on; how many images and patients a hospital has is told.
+those trained on; how many images and patients a hospital has, and the class shares of all together, are told.
 """
 
 import dataclasses
