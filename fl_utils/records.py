@@ -165,28 +165,40 @@ def install_record(root: Path, name: str, files: Mapping[str, bytes]) -> RunReco
 
 
 def _install(final: Path, write: Callable[[Path], None]) -> RunRecord:
-    """Lets `write` fill a temporary folder, and renames it to the record's."""
+    write_folder(final, write, what="record", after="; the training itself resumes from its checkpoint")
+    return load_record(final)
+
+
+def write_folder(final: Path, write: Callable[[Path], None], *, what: str, after: str = "") -> None:
+    """Lets `write` fill a temporary folder, and renames it: a reader sees a whole folder or none.
+
+    Args:
+      final: the folder; one that is there already is replaced.
+      write: is handed the temporary folder.
+      what: what the folder holds, for the error's text.
+      after: how the error's text ends.
+    Raises:
+      RecordError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
     root = final.parent
     temporary = replaced = None
     try:
         root.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=root))
-        temporary.chmod(0o755)  # mkdtemp's 0700 would hide the record from other users.
+        temporary.chmod(0o755)  # mkdtemp's 0700 would hide it from other users.
         write(temporary)
         if final.exists():
-            # Moved aside first: deleting takes time, and what is killed meanwhile must not leave half a record.
+            # Moved aside first: deleting takes time, and what is killed meanwhile must not leave half a folder.
             final.rename(replaced := temporary.with_name(temporary.name + "-replaced"))
         temporary.rename(final)
     except OSError as error:
         raise RecordError(
-            f"The record {final.name} could not be written to {root}: {error.strerror or error}. "
-            "Free some space or set FL_UTILS_RESULTS to another folder, then run again; "
-            "the training itself resumes from its checkpoint."
+            f"The {what} {final.name} could not be written to {root}: {error.strerror or error}. "
+            f"Free some space or set FL_UTILS_RESULTS to another folder, then run again{after}."
         ) from error
     finally:
         for leftover in filter(None, (temporary, replaced)):
             shutil.rmtree(leftover, ignore_errors=True)
-    return load_record(final)
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -7,8 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +21,7 @@ from fl_utils.data.types import ImageDataset
 from fl_utils.experiments.explain_plan import CAMS, COMPARED_CAMS, EXPLAIN, LOOKED_INTO, SETTINGS, STEPS, arms_of, explain_config
 from fl_utils.experiments.hospitals import share_out
 from fl_utils.experiments.run import dataset_of, run, selected_weights
-from fl_utils.records import RecordError, RunRecord, load_record
+from fl_utils.records import RecordError, RunRecord, load_record, write_folder
 
 #: Experiment folder of the scores, beside the runs'.
 SCORES = "explain_scores"
@@ -154,26 +152,15 @@ def _name(profile: str, dataset: str, seed: int, records: dict[str, RunRecord]) 
 
 
 def _write(folder: Path, content: dict) -> None:
-    temporary = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
-        temporary.chmod(0o755)
+    def write(temporary: Path) -> None:
         for name, table in content["tables"].items():
             table.to_csv(temporary / f"{name}.csv", index=False, float_format="%.4g")
         maps = {" ".join(key): grids for key, grids in content["maps"].items()}
         maps |= {_MARKED + " ".join(key): grids for key, grids in content["marked_maps"].items()}
         np.savez_compressed(temporary / "maps.npz", examples=content["examples"], **maps)
         (temporary / "facts.json").write_text(json.dumps(content["facts"], indent=2) + "\n")
-        temporary.rename(folder)
-    except OSError as error:
-        raise RecordError(
-            f"The scores {folder.name} could not be written to {folder.parent}: {error.strerror or error}. Free some "
-            "space or set FL_UTILS_RESULTS to another folder, then run again."
-        ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+    write_folder(folder, write, what="scores")
 
 
 def _load(folder: Path, dataset: str, seed: int) -> Explanation:

@@ -11,6 +11,9 @@ from fl_utils.plotting.maps import map_gallery, map_view
 from fl_utils.plotting.method_rows import cost_to_target, gap_bars, hospital_spread
 from fl_utils.plotting.partitions import partition_gallery
 from fl_utils.plotting.predictions import confusion_matrices, reliability
+from fl_utils.plotting.privacy import privacy_frontier, protection_heatmap
+from fl_utils.plotting.privacy_attacks import inversion_scores, membership_points, membership_roc
+from fl_utils.plotting.privacy_images import reconstruction_grid
 from fl_utils.plotting.save import FigureError, save_figure, save_table
 from fl_utils.plotting.segmentation import (
     SegmentedCase,
@@ -40,10 +43,13 @@ __all__ = [
     "hospital_spread",
     "image_gallery",
     "intervals",
+    "inversion_scores",
     "learning_curves",
     "look",
     "map_gallery",
     "map_view",
+    "membership_points",
+    "membership_roc",
     "modality_panel",
     "norm_panel",
     "order_check",
@@ -52,7 +58,10 @@ __all__ = [
     "partition_gallery",
     "partition_heatmap",
     "plane_overlays",
+    "privacy_frontier",
+    "protection_heatmap",
     "rank_diagram",
+    "reconstruction_grid",
     "reliability",
     "round_steps",
     "sanity_lines",

@@ -12,6 +12,8 @@ from types import MappingProxyType
 
 import matplotlib.style
 
+from fl_utils.config import PROTECTION_LABELS
+
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#6E6E6E"
@@ -23,7 +25,7 @@ WIDTH = 9.0
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """How one method, model or hospital is drawn, wherever it appears.
+    """How one method, model, protection or hospital is drawn, wherever it appears.
 
     Attributes:
       label: words for legends.
@@ -41,7 +43,7 @@ class Look:
         return {"color": self.colour, "marker": self.marker, "linestyle": self.linestyle, "label": self.label}
 
 
-#: The fixed look of every method and every model.
+#: The fixed look of every method, model, kind of map and protection.
 LOOKS: Mapping[str, Look] = MappingProxyType(
     {
         "centralized": Look("Centralized (pooled data)", BLACK, "s", (0, (5, 2)), "//"),
@@ -73,6 +75,20 @@ LOOKS: Mapping[str, Look] = MappingProxyType(
         "score_cam": Look("Score-CAM", BLACK, "v", (0, (1, 1.2)), "xx"),
         "random": Look("Random map", GREY, "D", (0, (1, 1.2)), "--"),
         "centre": Look("Centre prior", GREY, "s", (0, (5, 2)), "++"),
+        "none": Look(PROTECTION_LABELS["none"], BLACK, "o", "-", ""),
+        "none_many": Look(PROTECTION_LABELS["none_many"], BLACK, "D", (0, (4, 1.2, 1, 1.2, 1, 1.2)), "--"),
+        "longer": Look(PROTECTION_LABELS["longer"], GREY, "P", (0, (5, 2)), "||"),
+        "patient_8": Look(PROTECTION_LABELS["patient_8"], SKY_BLUE, "^", "-", "/"),
+        "patient_3": Look(PROTECTION_LABELS["patient_3"], BLUE, "v", (0, (5, 2)), "//"),
+        "patient_1": Look(PROTECTION_LABELS["patient_1"], PURPLE, "<", (0, (1, 1.2)), "///"),
+        "hospital_few": Look(PROTECTION_LABELS["hospital_few"], ORANGE, "s", "-", "."),
+        "hospital_few_adaptive": Look(PROTECTION_LABELS["hospital_few_adaptive"], VERMILLION, ">", "-", ".."),
+        "hospital_many": Look(PROTECTION_LABELS["hospital_many"], ORANGE, "d", (0, (5, 2)), "o"),
+        "hospital_many_adaptive": Look(
+            PROTECTION_LABELS["hospital_many_adaptive"], VERMILLION, "h", (0, (1, 1.2)), "oo"
+        ),
+        "encrypted": Look(PROTECTION_LABELS["encrypted"], GREEN, "X", "-", "xx"),
+        "both": Look(PROTECTION_LABELS["both"], GREEN, "*", (0, (5, 1.5, 1, 1.5)), "++"),
     }
 )
 

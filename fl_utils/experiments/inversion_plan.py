@@ -1,0 +1,62 @@
+"""Notebook 06's gradient inversions as data: what the attacker sees, and how much is attacked."""
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """What the attacker sees, and how it attacks.
+
+    Attributes:
+      label: for tables and figures.
+      images: behind the update.
+      batch, passes: local steps of the update; batch None is one gradient of all images.
+      noise: of what is seen, which is clipped first: an arm of `privacy_plan` with its noise multiplier, or a noise
+        multiplier; None: it is seen as it is.
+      attack: "cosine_tv", "dlg", or "dlg_smooth" (DLG on the same model with sigmoids and average pooling, as in its paper).
+      trained: the model at the end of the unprotected training in place of its start.
+    """
+
+    label: str
+    images: int = 1
+    batch: int | None = None
+    passes: int = 1
+    noise: str | float | None = None
+    attack: str = "cosine_tv"
+    trained: bool = False
+
+
+CONDITIONS: Mapping[str, Condition] = {
+    "one": Condition("one gradient, 1 image"),
+    "four": Condition("one gradient, 4 images", images=4),
+    "sixteen": Condition("one gradient, 16 images", images=16),
+    "update": Condition("FedAvg update, 4 images, 4 steps", images=4, batch=2, passes=2),
+    "longer": Condition("FedAvg update, 4 images, 16 steps", images=4, batch=2, passes=8),
+    "trained": Condition("one gradient, 1 image, trained model", trained=True),
+    "dlg": Condition("one gradient, 1 image, by DLG", attack="dlg"),
+    "dlg_smooth": Condition("the same, smooth model", attack="dlg_smooth"),
+    "noise_0.001": Condition("clipped, noise multiplier 0.001", noise=0.001),
+    "noise_0.01": Condition("clipped, noise multiplier 0.01", noise=0.01),
+    "patient_8": Condition("patient-level DP, epsilon 8", noise="patient_8"),
+    "patient_3": Condition("patient-level DP, epsilon 3", noise="patient_3"),
+    "patient_1": Condition("patient-level DP, epsilon 1", noise="patient_1"),
+    "hospital_few": Condition("hospital-level DP, epsilon 8", noise="hospital_few"),
+}
+#: Shown as pictures: a condition that hides nothing, larger batches, several steps, and with noise.
+SHOWN = ("one", "four", "sixteen", "update", "noise_0.01", "patient_8")
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackSettings:
+    """How much is attacked in a profile: iterations of each search, and the conditions."""
+
+    iterations: int
+    conditions: tuple[str, ...]
+
+
+ATTACKS = {
+    "smoke": AttackSettings(15, ("one", "patient_8")),
+    "quick": AttackSettings(300, ("one", "four", "update", "noise_0.01", "patient_8")),
+    "paper": AttackSettings(500, tuple(CONDITIONS)),
+}
