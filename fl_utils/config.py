@@ -49,7 +49,7 @@ PROTECTION_LABELS = {
     "hospital_many_adaptive": "Hospital-level DP, 50 hospitals, adaptive clip",
 }
 #: Shadow models of a membership attack: each training patient is in half of them.
-NUM_SHADOWS = 16
+NUM_SHADOWS = 12
 
 
 class ConfigError(ValueError):

@@ -58,5 +58,5 @@ class AttackSettings:
 ATTACKS = {
     "smoke": AttackSettings(15, ("one", "patient_8")),
     "quick": AttackSettings(300, ("one", "four", "update", "noise_0.01", "patient_8")),
-    "paper": AttackSettings(500, tuple(CONDITIONS)),
+    "paper": AttackSettings(400, tuple(CONDITIONS)),
 }

@@ -21,7 +21,7 @@ from fl_utils.config import ExperimentConfig
 from fl_utils.data.types import DataError, ImageDataset
 from fl_utils.experiments.hospitals import share_out
 from fl_utils.experiments.inversion_plan import ATTACKS, CONDITIONS, SHOWN
-from fl_utils.experiments.privacy_plan import PATIENT_NORM, PRIVACY, SETTINGS, privacy_config, tuned
+from fl_utils.experiments.privacy_plan import PATIENT_NORM, PRIVACY, arms_of, privacy_config, tuned
 from fl_utils.experiments.protection import noise_of
 from fl_utils.experiments.run import data_of, run, selected_weights
 from fl_utils.files import write_atomically
@@ -133,7 +133,7 @@ def _computed(profile: str, dataset: str, seed: int, folder: Path, progress: boo
 def noise_multipliers(profile: str, dataset: str, seed: int, data: ImageDataset) -> dict[str, float]:
     """Arm -> noise multiplier, of the profile's arms with differential privacy."""
     multipliers = {}
-    for arm in SETTINGS[profile].arms:
+    for arm in arms_of(profile, dataset):
         config = privacy_config(profile, dataset, arm, seed, client_learning_rate=1.0)  # the rate does not matter here
         if config.privacy_unit:
             multipliers[arm] = round(noise_of(config, data, share_out(data, config)).noise_multiplier, 4)
