@@ -74,10 +74,15 @@ def share_out(
             # The part is much smaller than the data set that the user knows.
             raise PartitionError(f"{dataset.name}, {name} part: {error}") from None
         parts[name] = [index[share] for share in dealt]
-    if config.shadow is not None:
-        chosen = shadows(dataset, split)[config.shadow]
-        parts["train"] = [part[chosen[part]] for part in parts["train"]]
-    return Hospitals(split, **parts)
+    return Hospitals(split, **_shadowed(dataset, config, split, parts))
+
+
+def _shadowed(dataset: ImageDataset, config: ExperimentConfig, split: Split, parts: dict) -> dict:
+    """The parts, of training only that half that the run's shadow model takes, if it is one."""
+    if config.shadow is None:
+        return parts
+    chosen = shadows(dataset, split)[config.shadow]
+    return parts | {"train": [part[chosen[part]] for part in parts["train"]]}
 
 
 def shadows(dataset: ImageDataset, split: Split) -> np.ndarray:
@@ -165,4 +170,4 @@ def _natural(dataset: ImageDataset, config: ExperimentConfig, split: Split, inst
         empty = [hospital for hospital, part in zip(owned, parts[name], strict=True) if len(part) == 0]
         if empty:
             raise PartitionError(f"{dataset.name}, {name} part: no image of hospital {', '.join(empty)}.")
-    return Hospitals(split, **parts)
+    return Hospitals(split, **_shadowed(dataset, config, split, parts))

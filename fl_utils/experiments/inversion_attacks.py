@@ -8,7 +8,7 @@ import tensorflow as tf
 from fl_utils import seeding
 from fl_utils.config import ExperimentConfig
 from fl_utils.data.types import ImageDataset
-from fl_utils.experiments.inversion_plan import Condition
+from fl_utils.experiments.inversion_plan import TV_WEIGHT, Condition
 from fl_utils.experiments.training import initial_seed
 from fl_utils.learning.local import make_predictor
 from fl_utils.models.classifiers import build_model
@@ -19,6 +19,8 @@ from fl_utils.trust.matching import score_reconstructions
 
 #: DLG ends by itself earlier; its iterations are dearer.
 DLG_ITERATIONS = 300
+#: `Condition.plain`.
+PLAIN = "small_cnn"
 
 
 class Attacked:
@@ -36,7 +38,8 @@ class Attacked:
         self._images = data.images[examples].astype(np.float32) / 255
         self._labels = data.labels[examples]
         self._others = data.images[others].astype(np.float32) / 255
-        self._start = build_model(config.model, data.images.shape[1:], data.num_classes, seed=initial_seed(config))
+        shape, seed = data.images.shape[1:], initial_seed(config)
+        self._start, self._plain = (build_model(name, shape, data.num_classes, seed=seed) for name in (config.model, PLAIN))
 
     def attack(
         self, name: str, condition: Condition, noise_multiplier: float | None, clipping_norm: float, iterations: int
@@ -49,7 +52,9 @@ class Attacked:
         if noise_multiplier is not None:
             change = clipped_and_noised(change, clipping_norm, noise_multiplier, seeding.generator(seed, "noise"))
         method = "cosine_tv" if condition.attack == "cosine_tv" else "dlg"
-        settings = InversionSettings(method, iterations if method == "cosine_tv" else min(iterations, DLG_ITERATIONS))
+        settings = InversionSettings(
+            method, iterations if method == "cosine_tv" else min(iterations, DLG_ITERATIONS), tv_weight=TV_WEIGHT
+        )
         found = reconstruct(model, change, labels, steps=steps, seed=seed, settings=settings)
         table = score_reconstructions(images, found.images, self._others, rng=seeding.generator(seed, "baselines"))
         right = self._labels_right(model, change, labels, steps)
@@ -57,6 +62,8 @@ class Attacked:
         return table, found.images[table["reconstruction"].to_numpy()]
 
     def _model(self, condition: Condition) -> keras.Model:
+        if condition.plain:
+            return self._plain
         if condition.trained:
             model = keras.models.clone_model(self._start)
             model.set_weights(self._trained)

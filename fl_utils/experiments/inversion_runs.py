@@ -20,7 +20,7 @@ from fl_utils import paths, seeding
 from fl_utils.config import ExperimentConfig
 from fl_utils.data.types import DataError, ImageDataset
 from fl_utils.experiments.hospitals import share_out
-from fl_utils.experiments.inversion_plan import ATTACKS, CONDITIONS, SHOWN
+from fl_utils.experiments.inversion_plan import ATTACKS, CONDITIONS, SHOWN, TV_WEIGHT
 from fl_utils.experiments.privacy_plan import PATIENT_NORM, PRIVACY, arms_of, privacy_config, tuned
 from fl_utils.experiments.protection import noise_of
 from fl_utils.experiments.run import data_of, run, selected_weights
@@ -90,7 +90,7 @@ def pictures(profile: str, found: Inversion) -> tuple[np.ndarray, dict[str, np.n
     if not path.is_file():
         raise DataError(
             f"The reconstructions {path.name} are not in {path.parent}: patients' pictures are not published. Delete "
-            f"results/runs/{INVERSION}/{path.stem} and run again to make them anew."
+            f"{paths.runs_root(profile) / INVERSION / path.stem} and run again to make them anew."
         )
     with np.load(path) as arrays:
         return images, {name: arrays[name] for name in arrays.files}
@@ -157,7 +157,7 @@ def _pictures_path(profile: str, dataset: str, seed: int) -> Path:
 def _name(profile: str, dataset: str, seed: int) -> str:
     """Without what needs the images, so that published tables are found without them."""
     settings = ATTACKS[profile]
-    plan = [VERSION, profile, settings.iterations, [dataclasses.astuple(CONDITIONS[name]) for name in settings.conditions]]
+    plan = [VERSION, profile, settings.iterations, TV_WEIGHT, [dataclasses.astuple(CONDITIONS[name]) for name in settings.conditions]]
     config = privacy_config(profile, dataset, "none", seed, client_learning_rate=1.0)
     text = json.dumps([plan, config.model_dump(exclude_defaults=True)], sort_keys=True)
     return f"{dataset}_s{seed}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"

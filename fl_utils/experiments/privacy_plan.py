@@ -111,13 +111,13 @@ _NOT_MANY = ("none_many", "hospital_many", "hospital_many_adaptive")
 _MEMBERSHIP = {"none": NUM_SHADOWS, "longer": 5, "patient_8": NUM_SHADOWS, "patient_1": 5, "hospital_few": 5}
 SETTINGS = {
     "smoke": PrivacySettings(
-        (0, 1), {"phantom_chest": DatasetSettings(4, 8, 1e-2)}, ("none", "patient_8", "hospital_few", "encrypted", "local"),
-        {"none": NUM_SHADOWS, "patient_8": 2}, image_size_px=24, num_images=300,
+        (0, 1), {"phantom_chest": DatasetSettings(2, 8, 1e-2)}, ("none", "patient_8", "hospital_few", "encrypted"),
+        {"none": 2}, image_size_px=24, num_images=300,
     ),
     "quick": PrivacySettings(
-        (0, 1), {"phantom_chest": DatasetSettings(12, 32, 1e-3)},
-        ("none", "longer", "patient_8", "patient_1", "hospital_few", "encrypted", "both", "local"),
-        {"none": NUM_SHADOWS, "patient_8": 5}, num_images=600,
+        (0, 1), {"phantom_chest": DatasetSettings(8, 32, 1e-3)},
+        ("none", "patient_8", "patient_1", "hospital_few", "encrypted", "local"), {"none": NUM_SHADOWS, "patient_8": 3},
+        num_images=600,
     ),
     "paper": PrivacySettings(
         (0, 1, 2, 3, 4),

@@ -126,8 +126,9 @@ class ChargedLearner:
 
     def do_round(self, round_num: int) -> dict[str, float]:
         """Raises `PrivacyBudgetExceeded`, and trains nothing, where the round would overspend."""
-        # After a resume the rounds of before are charged with the first one. A round that is repeated after a kill
-        # gives the same noisy sums again, from the same seed, which tell nothing more.
+        # After a resume the rounds of before are charged with the first one. At patient level a round that is repeated
+        # after a kill gives the same noisy sums again, from the same seed, which tell nothing more. At hospital level
+        # its noise is new; what the killed process had computed is taken as never released.
         due = round_num - self._charged
         if due > 0:
             steps = due * self._noise.steps_per_round
