@@ -41,7 +41,7 @@ def results_table() -> str:
         f"{(compared['verdict'] == word).sum()} of {len(compared)} comparisons significantly {word} than FedAvg"
         for word in ("better", "worse")
     )
-    fourth, fifth = _looks(paths.results_root("paper")), _segments(paths.results_root("paper"))
+    fourth, fifth, sixth = (says(paths.results_root("paper")) for says in (_looks, _segments, _protects))
     hours = training_hours()
     data = "brain MRI (4 classes), chest X-ray (pneumonia)"
     rows = [
@@ -63,6 +63,8 @@ def results_table() -> str:
         ("[05](notebooks/05_segmentation.ipynb)", "Can five hospitals learn to segment together, and does attention help?",
          "hippocampus (MRI volumes); tumour volume phantoms of four modalities",
          f"quick 6 min, paper {hours['05']:.1f} h (half with two processes)", fifth),
+        ("[06](notebooks/06_privacy.ipynb)", "What does privacy cost a federation, and what does it buy?", data,
+         f"quick 3 min, paper {hours['06']:.1f} h (half with two processes)", sixth),
     ]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -108,12 +110,40 @@ def _segments(root: Path) -> str:
     return "; ".join(parts)
 
 
+def _protects(root: Path) -> str:
+    """Notebook 06 in a line: what leaks without protection, and what privacy for patients costs."""
+    accuracy, inversion, membership = (
+        pd.read_csv(root / "tables" / f"tab06_{name}.csv") for name in ("accuracy", "inversion", "membership")
+    )
+    parts = []
+    for name, rows in accuracy.groupby("panel", sort=False):
+        found = inversion[(inversion["panel"] == name)].set_index("label")
+        said = ", ".join(
+            f"{label} {found.loc[label, 'mean']:.2f} [{found.loc[label, 'low']:.2f}, {found.loc[label, 'high']:.2f}]"
+            for label in ("one gradient, 1 image", "the same, smooth model", "patient-level DP, epsilon 8")
+        )
+        random = found.loc["one gradient, 1 image", "random_other"]
+        parts.append(f"{name}: SSIM of images rebuilt from an update: {said} (a random other image: {random:.2f})")
+        told = membership.query("panel == @name and unit == 'patient' and metric == 'tpr_at_fpr' and arm == 'none'")
+        parts += [
+            f"training patients found at 1 % false alarms: {row.mean:.1%} [{row.low:.1%}, {row.high:.1%}] ({row.attack})"
+            for row in told.itertuples()
+        ]
+        scores = rows.set_index("arm")
+        parts.append(", ".join(
+            f"{scores.loc[arm, 'label'].lower()} {scores.loc[arm, 'mean']:.3f} [{scores.loc[arm, 'low']:.3f}, {scores.loc[arm, 'high']:.3f}]"
+            for arm in ("none", "patient_8", "patient_3", "patient_1", "hospital_few", "encrypted", "local") if arm in scores.index
+        ))
+    return "; ".join(parts)
+
+
 def training_hours() -> dict[str, float]:
     """How long the published runs of each notebook took, from their records; tuning is 02's."""
-    hours = {"00": 0.0, "01": 0.0, "02": 0.0, "03": 0.0, "04": 0.0, "05": 0.0}
+    hours = dict.fromkeys(("00", "01", "02", "03", "04", "05", "06"), 0.0)
     of_experiment = {
         "leakage": "00", "tuning": "02", "heterogeneity": "03", "heterogeneity_tuning": "03", "explain": "04",
         "segmentation": "05", "segmentation_tuning": "05",
+        "privacy": "06", "privacy_tuning": "06", "privacy_shadows": "06",
     }
     roots = [paths.runs_root("paper") / experiment for experiment in ("classification", *of_experiment)]
     phantoms = [paths.runs_root("phantoms") / experiment for experiment in ("explain", "segmentation")]

@@ -45,8 +45,19 @@ class Attacked:
         self, name: str, condition: Condition, noise_multiplier: float | None, clipping_norm: float, iterations: int
     ) -> tuple[pd.DataFrame, np.ndarray]:
         """The scores of one condition, a row an image, and the reconstructions in the order of the images."""
-        num, seed = condition.images, seeding.derive_seed(self._config.seed, "inversion", name)
-        images, labels = self._images[:num], self._labels[:num]
+        rounds = [
+            self.attack_from(first, name, condition, noise_multiplier, clipping_norm, iterations)
+            for first in range(condition.repeats)
+        ]
+        return pd.concat([table for table, _ in rounds], ignore_index=True), np.concatenate([found for _, found in rounds])
+
+    def attack_from(
+        self, first: int, name: str, condition: Condition, noise_multiplier: float | None, clipping_norm: float, iterations: int
+    ) -> tuple[pd.DataFrame, np.ndarray]:
+        """One attack on the images from place `first` on."""
+        # The first one's seed is that of the condition.
+        seed = seeding.derive_seed(self._config.seed, "inversion", name, *([first] if first else []))
+        images, labels = (part[first : first + condition.images] for part in (self._images, self._labels))
         model, steps = self._model(condition), self._steps(condition)
         change = self._seen(model, images, labels, steps)
         if noise_multiplier is not None:
@@ -57,9 +68,11 @@ class Attacked:
         )
         found = reconstruct(model, change, labels, steps=steps, seed=seed, settings=settings)
         table = score_reconstructions(images, found.images, self._others, rng=seeding.generator(seed, "baselines"))
-        right = self._labels_right(model, change, labels, steps)
-        table = table.assign(mismatch=found.mismatch, labels_right=right, duration_s=round(found.duration_s, 1))
-        return table, found.images[table["reconstruction"].to_numpy()]
+        right, order = self._labels_right(model, change, labels, steps), table["reconstruction"].to_numpy()
+        table = table.assign(
+            image=table["image"] + first, mismatch=found.mismatch, labels_right=right, duration_s=round(found.duration_s, 1)
+        )
+        return table, found.images[order]
 
     def _model(self, condition: Condition) -> keras.Model:
         if condition.plain:

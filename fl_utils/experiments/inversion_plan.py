@@ -17,6 +17,7 @@ class Condition:
       attack: "cosine_tv", "dlg", or "dlg_smooth" (DLG on the same model with sigmoids and average pooling, as in its paper).
       trained: the model at the end of the unprotected training in place of its start.
       plain: the same network without GroupNorm, whose gradient is easier to invert.
+      repeats: with one image, how many are attacked, each by itself.
     """
 
     label: str
@@ -27,21 +28,22 @@ class Condition:
     attack: str = "cosine_tv"
     trained: bool = False
     plain: bool = False
+    repeats: int = 1
 
 
 CONDITIONS: Mapping[str, Condition] = {
-    "one": Condition("one gradient, 1 image"),
+    "one": Condition("one gradient, 1 image", repeats=4),
     "four": Condition("one gradient, 4 images", images=4),
     "sixteen": Condition("one gradient, 16 images", images=16),
     "update": Condition("FedAvg update, 4 images, 4 steps", images=4, batch=2, passes=2),
     "longer": Condition("FedAvg update, 4 images, 8 steps", images=4, batch=2, passes=4),
-    "plain": Condition("one gradient, 1 image, no GroupNorm", plain=True),
+    "plain": Condition("one gradient, 1 image, no GroupNorm", plain=True, repeats=4),
     "four_plain": Condition("one gradient, 4 images, no GroupNorm", images=4, plain=True),
     "trained": Condition("one gradient, 1 image, trained model", trained=True),
     "dlg": Condition("one gradient, 1 image, by DLG", attack="dlg"),
-    "dlg_smooth": Condition("the same, smooth model", attack="dlg_smooth"),
-    "noise_0.01": Condition("clipped, noise multiplier 0.01", noise=0.01),
-    "patient_8": Condition("patient-level DP, epsilon 8", noise="patient_8"),
+    "dlg_smooth": Condition("the same, smooth model", attack="dlg_smooth", repeats=4),
+    "noise_0.01": Condition("clipped, noise multiplier 0.01", noise=0.01, repeats=4),
+    "patient_8": Condition("patient-level DP, epsilon 8", noise="patient_8", repeats=4),
     "patient_1": Condition("patient-level DP, epsilon 1", noise="patient_1"),
     "hospital_few": Condition("hospital-level DP, epsilon 8", noise="hospital_few"),
 }

@@ -155,11 +155,13 @@ def _pictures_path(profile: str, dataset: str, seed: int) -> Path:
 
 
 def _name(profile: str, dataset: str, seed: int) -> str:
-    """Without what needs the images, so that published tables are found without them."""
+    """Of all that decides the scores and is known without the images: published tables are found without them."""
     settings = ATTACKS[profile]
     plan = [VERSION, profile, settings.iterations, TV_WEIGHT, [dataclasses.astuple(CONDITIONS[name]) for name in settings.conditions]]
-    config = privacy_config(profile, dataset, "none", seed, client_learning_rate=1.0)
-    text = json.dumps([plan, config.model_dump(exclude_defaults=True)], sort_keys=True)
+    configs = [privacy_config(profile, dataset, "none", seed, **tuned(profile, dataset, "none")[0])]
+    # Of the private arms the rate does not matter.
+    configs += [privacy_config(profile, dataset, arm, seed, client_learning_rate=1.0) for arm in arms_of(profile, dataset)]
+    text = json.dumps([plan, PATIENT_NORM, [config.model_dump(exclude_defaults=True) for config in configs]], sort_keys=True)
     return f"{dataset}_s{seed}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

@@ -14,6 +14,8 @@ from fl_utils.experiments.membership_runs import FPR, Membership
 from fl_utils.experiments.privacy_plan import arm_of
 from fl_utils.records import RunRecord
 from fl_utils.statistics import holm, paired_seed_test, seed_interval
+from fl_utils.trust.accounting import noise_multiplier_for
+from fl_utils.trust.terms import patient_terms
 
 #: The arm that an arm is compared with, where it is not "none".
 BASELINE = {"none": None, "none_many": None, "hospital_many": "none_many", "hospital_many_adaptive": "none_many"}
@@ -103,14 +105,16 @@ def same_model(runs: Sequence[RunRecord]) -> pd.DataFrame:
     rows, arms = [], _by_arm(runs)
     for (dataset, arm), members in arms.items():
         plain = {"encrypted": "none", "both": "patient_8"}.get(arm)
-        for run, other in zip(members, arms.get((dataset, plain), []), strict=plain is not None):
+        others = {other.config["seed"]: other for other in arms.get((dataset, plain), [])}
+        for run in (run for run in members if run.config["seed"] in others):
+            other = others[run.config["seed"]]
             columns = [name for name in run.predictions if name[0] == "p" and name[1:].isdigit()]
             a, b = run.predictions[columns].to_numpy(), other.predictions[columns].to_numpy()
             rows.append({
                 "dataset": dataset, "arm": arm, "plain": plain, "seed": run.config["seed"],
                 "max_difference": np.abs(a - b).max(), "flipped": int((a.argmax(1) != b.argmax(1)).sum()), "images": len(a),
             })
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["dataset", "arm", "plain", "seed", "max_difference", "flipped", "images"])
 
 
 def inversion_table(found: Sequence[Inversion], measure: str = "ssim") -> pd.DataFrame:
@@ -191,6 +195,29 @@ def membership_curves(found: Sequence[Membership], attack: str = "lira") -> pd.D
         curve = one.roc[one.roc["attack"] == known]
         tables.append(curve.assign(panel=panel(one.dataset), arm=one.arm, attack=ATTACK_LABELS[known]))
     return pd.concat(tables, ignore_index=True)
+
+
+def noise_by_size(
+    sizes: Sequence[int] = (100, 1000, 10_000), epsilons: Sequence[float] = (8.0, 1.0), *, rate: float = 0.2, passes: int = 8,
+) -> pd.DataFrame:
+    """What patient-level privacy asks of hospitals of other sizes, by the accountant alone; nothing is trained.
+
+    Args:
+      sizes: patients of a hospital.
+      epsilons: targets; delta is a tenth of 1 / patients.
+      rate: share of the patients that a step takes.
+      passes: over the patients.
+    Returns:
+      A row a size: patients, delta, and for each epsilon the deviation of the noise in a step's mean gradient, in shares of
+      the clipping norm.
+    """
+    rows = []
+    for num_patients in sizes:
+        drawn, delta = rate * num_patients, 0.1 / num_patients
+        terms = patient_terms(num_patients=num_patients, patients_per_step=drawn, steps=round(passes / rate), delta=delta)
+        noise = {f"epsilon {epsilon:g}": noise_multiplier_for(epsilon, terms) / drawn for epsilon in epsilons}
+        rows.append({"patients": num_patients, "delta": delta, **noise})
+    return pd.DataFrame(rows)
 
 
 def _by_arm(runs: Sequence[RunRecord]) -> dict[tuple[str, str], list[RunRecord]]:
