@@ -120,18 +120,17 @@ def _protects(root: Path) -> str:
         found = inversion[(inversion["panel"] == name)].set_index("label")
         said = ", ".join(
             f"{label} {found.loc[label, 'mean']:.2f} [{found.loc[label, 'low']:.2f}, {found.loc[label, 'high']:.2f}]"
-            for label in ("one gradient, 1 image", "the same, smooth model", "patient-level DP, epsilon 8")
+            for label in ("one gradient, 1 image", "DLG, 1 image, smooth model", "patient-level DP, epsilon 8")
         )
         random = found.loc["one gradient, 1 image", "random_other"]
         parts.append(f"{name}: SSIM of images rebuilt from an update: {said} (a random other image: {random:.2f})")
-        told = membership.query("panel == @name and unit == 'patient' and metric == 'tpr_at_fpr' and arm == 'none'")
-        parts += [
-            f"training patients found at 1 % false alarms: {row.mean:.1%} [{row.low:.1%}, {row.high:.1%}] ({row.attack})"
-            for row in told.itertuples()
-        ]
+        told = membership.query("panel == @name and unit == 'patient' and metric == 'auc' and attack == 'LiRA'")
+        parts.append("training patients told from others (LiRA, area under the curve, guessing 0.5): " + ", ".join(
+            f"{row.label} {row.mean:.3f} [{row.low:.3f}, {row.high:.3f}]" for row in told.itertuples()
+        ))
         scores = rows.set_index("arm")
         parts.append(", ".join(
-            f"{scores.loc[arm, 'label'].lower()} {scores.loc[arm, 'mean']:.3f} [{scores.loc[arm, 'low']:.3f}, {scores.loc[arm, 'high']:.3f}]"
+            f"{scores.loc[arm, 'label']} {scores.loc[arm, 'mean']:.3f} [{scores.loc[arm, 'low']:.3f}, {scores.loc[arm, 'high']:.3f}]"
             for arm in ("none", "patient_8", "patient_3", "patient_1", "hospital_few", "encrypted", "local") if arm in scores.index
         ))
     return "; ".join(parts)

@@ -157,7 +157,8 @@ def _pictures_path(profile: str, dataset: str, seed: int) -> Path:
 def _name(profile: str, dataset: str, seed: int) -> str:
     """Of all that decides the scores and is known without the images: published tables are found without them."""
     settings = ATTACKS[profile]
-    plan = [VERSION, profile, settings.iterations, TV_WEIGHT, [dataclasses.astuple(CONDITIONS[name]) for name in settings.conditions]]
+    conditions = [dataclasses.astuple(dataclasses.replace(CONDITIONS[name], label="")) for name in settings.conditions]
+    plan = [VERSION, profile, settings.iterations, TV_WEIGHT, settings.conditions, conditions]
     configs = [privacy_config(profile, dataset, "none", seed, **tuned(profile, dataset, "none")[0])]
     # Of the private arms the rate does not matter.
     configs += [privacy_config(profile, dataset, arm, seed, client_learning_rate=1.0) for arm in arms_of(profile, dataset)]

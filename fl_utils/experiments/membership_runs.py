@@ -23,12 +23,12 @@ from fl_utils.experiments.hospitals import share_out, shadows
 from fl_utils.experiments.privacy_plan import PRIVACY_SHADOWS, SETTINGS, shadow_config
 from fl_utils.experiments.run import data_of, run, selected_weights
 from fl_utils.records import RecordError, RunRecord, write_folder
-from fl_utils.trust.lira import lira_scores, scaled_confidence
+from fl_utils.trust.lira import balanced, lira_scores, scaled_confidence
 from fl_utils.trust.membership import loss_scores, membership_table, patient_scores, roc
 
 #: Folder of the tables, beside the runs'.
 MEMBERSHIP = "privacy_membership"
-VERSION = 1  # raise it when scores change their meaning: old ones are then ignored
+VERSION = 2  # raise it when scores change their meaning: old ones are then ignored
 NUM_TARGETS = 5
 #: Where the true-positive rate is read, and the curve's false-positive rates.
 FPR = 0.01
@@ -148,7 +148,8 @@ def _attacks(target: int, log_probabilities: np.ndarray, labels: np.ndarray, ins
     if len(inside) == NUM_SHADOWS:
         confidence = scaled_confidence(log_probabilities, labels)
         others = np.arange(len(inside)) != target
-        found["lira"] = lira_scores(confidence[target], confidence[others], inside[others])
+        used = balanced(inside[others], rng=seeding.generator(target, "balanced_shadows"))
+        found["lira"] = lira_scores(confidence[target], confidence[others], inside[others], used=used)
     return found
 
 

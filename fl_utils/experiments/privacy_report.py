@@ -38,7 +38,7 @@ def accuracy_table(runs: Sequence[RunRecord], metric: str = "balanced_accuracy")
     Returns:
       A row a data set and arm: dataset, panel, arm, label, unit, target (epsilon; NaN without), epsilon, delta,
       noise_multiplier, seeds, mean, low, high (t over seeds), difference, diff_low, diff_high, p_value, p_holm (over the
-      whole table), verdict ("better", "worse", "no difference", "" for what is compared with), minutes (a run), diverged.
+      whole table), verdict ("better", "worse", "not significant", "" for what is compared with), minutes (a run), diverged.
     """
     rows = []
     for (dataset, arm), members in _by_arm(runs).items():
@@ -68,7 +68,7 @@ def accuracy_table(runs: Sequence[RunRecord], metric: str = "balanced_accuracy")
     if tested.any():
         table.loc[tested, "p_holm"] = holm(table.loc[tested, "p_value"])
     table["verdict"] = [
-        "" if not known else "no difference" if p >= SIGNIFICANCE else "better" if difference > 0 else "worse"
+        "" if not known else "not significant" if p >= SIGNIFICANCE else "better" if difference > 0 else "worse"
         for known, p, difference in zip(tested, table["p_holm"], table["difference"], strict=True)
     ]
     return table
@@ -172,7 +172,7 @@ def membership_summary(found: Sequence[Membership]) -> pd.DataFrame:
 
     Returns:
       A row a data set, arm, attack, unit and metric: dataset, panel, arm, label, attack (words), unit, metric, targets,
-      mean, low, high (t over attacked models), chance, gap (accuracy on members minus on others), num_shadows.
+      mean, low, high (t over attacked models, within 0 and 1), chance, gap (accuracy on members minus on others), num_shadows.
     """
     rows = []
     for one in found:
@@ -181,7 +181,7 @@ def membership_summary(found: Sequence[Membership]) -> pd.DataFrame:
             rows.append({
                 "dataset": one.dataset, "panel": panel(one.dataset), "arm": one.arm, "label": PROTECTION_LABELS[one.arm],
                 "attack": ATTACK_LABELS[attack], "unit": unit, "metric": metric, "targets": len(table),
-                **_interval(table["mean"]), "chance": CHANCE[metric], "gap": gap,
+                **_share(table["mean"]), "chance": CHANCE[metric], "gap": gap,
                 "num_shadows": one.facts["num_shadows"] if attack == "lira" else 0,
             })
     return pd.DataFrame(rows)
@@ -232,3 +232,9 @@ def _by_arm(runs: Sequence[RunRecord]) -> dict[tuple[str, str], list[RunRecord]]
 def _interval(values: Sequence[float]) -> dict[str, float]:
     interval = seed_interval(list(values))
     return {"mean": interval.mean, "low": interval.low, "high": interval.high}
+
+
+def _share(values: Sequence[float]) -> dict[str, float]:
+    """The interval of what cannot leave 0 to 1."""
+    interval = _interval(values)
+    return interval | {"low": max(interval["low"], 0.0), "high": min(interval["high"], 1.0)}

@@ -60,8 +60,31 @@ def shadow_members(groups: np.ndarray, num_shadows: int, *, rng: np.random.Gener
     return table[of_group].T
 
 
+def balanced(shadow_membership: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
+    """Which shadow models to use so that every example has as many with it as without it; the surplus is drawn.
+
+    Where one of a set of models is attacked by the others, and each example is in half of the set, a member is left with
+    fewer models with it than without. Their mean is then less sure, which lowers a member's score for no other reason.
+
+    Args:
+      shadow_membership: bool [S, N].
+      rng: the only source of randomness.
+    Returns:
+      bool [S, N].
+    """
+    inside = np.asarray(shadow_membership)
+    order = rng.random(inside.shape)
+    kept = np.minimum(inside.sum(axis=0), (~inside).sum(axis=0))
+    used = np.zeros_like(inside)
+    for side in (inside, ~inside):
+        ranks = np.where(side, order, np.inf).argsort(axis=0).argsort(axis=0)
+        used |= side & (ranks < kept)
+    return used
+
+
 def lira_scores(
-    target: np.ndarray, shadows: np.ndarray, shadow_membership: np.ndarray, *, mode: str = "online"
+    target: np.ndarray, shadows: np.ndarray, shadow_membership: np.ndarray, *, mode: str = "online",
+    used: np.ndarray | None = None,
 ) -> np.ndarray:
     """The likelihood-ratio attack: is a confidence more like those of models with the example, or without?
 
@@ -75,6 +98,8 @@ def lira_scores(
       shadows: float [S, N], the same under the shadow models.
       shadow_membership: bool [S, N], which examples each was trained on.
       mode: "online" or "offline".
+      used: bool [S, N], the shadow models that count for an example; None: all. Of `balanced`, where the attacked model
+        is one of a set in which every example is in exactly half.
     Returns:
       float64 [N].
     Raises:
@@ -91,11 +116,14 @@ def lira_scores(
             f"target {target.shape}, shadows {shadows.shape}, shadow_membership {inside.dtype} {inside.shape}; "
             "expected [N], [S, N] and bool [S, N]."
         )
-    mean_out, deviation_out = _gaussian(shadows, ~inside, "without")
+    used = np.ones_like(inside) if used is None else np.asarray(used)
+    if used.dtype != bool or used.shape != inside.shape:
+        raise ValueError(f"used is {used.dtype} {used.shape}; expected bool {inside.shape}.")
+    mean_out, deviation_out = _gaussian(shadows, ~inside & used, "without")
     z_out = (target - mean_out) / deviation_out
     if mode == "offline":
         return z_out
-    mean_in, deviation_in = _gaussian(shadows, inside, "with")
+    mean_in, deviation_in = _gaussian(shadows, inside & used, "with")
     z_in = (target - mean_in) / deviation_in
     return (z_out**2 - z_in**2) / 2 + np.log(deviation_out / deviation_in)
 

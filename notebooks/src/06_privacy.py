@@ -119,10 +119,11 @@ display(shown.round(3))
 
 # %%
 by_patient = membership[membership["unit"] == "patient"]
-figure = plotting.membership_points(by_patient, interval_label="95 % interval over attacked models")
-plotting.save_figure(figure, "fig06_membership", data=by_patient, profile=PROFILE, synthetic=SYNTHETIC,
-                     caption="Training patients found at 1 % false alarms, mean and 95 % t-interval over attacked models.")
-display(figure)
+for metric, words in {"auc": "Area under the ROC curve", "tpr_at_fpr": "Training patients found at 1 % false alarms"}.items():
+    figure = plotting.membership_points(by_patient, metric=metric, interval_label="95 % interval over attacked models")
+    plotting.save_figure(figure, f"fig06_membership_{metric}", data=by_patient[by_patient["metric"] == metric], profile=PROFILE,
+                         synthetic=SYNTHETIC, caption=f"{words}, by patient: mean and 95 % t-interval over attacked models.")
+    display(figure)
 
 # %%
 curves = privacy_report.membership_curves(attacked)

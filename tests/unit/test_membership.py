@@ -6,7 +6,7 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from fl_utils.trust.lira import (
-    MIN_SHADOWS_A_SIDE, OWN_VARIANCE_A_SIDE, lira_scores, scaled_confidence, shadow_members,
+    MIN_SHADOWS_A_SIDE, OWN_VARIANCE_A_SIDE, balanced, lira_scores, scaled_confidence, shadow_members,
 )
 from fl_utils.trust.membership import (
     loss_scores, membership_table, patient_scores, roc, tpr_at_fpr, yeom_advantage,
@@ -215,3 +215,31 @@ EIGHT = np.arange(8) % 2 == 0
 def test_bad_input_is_named(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+@pytest.mark.parametrize("with_it", [5, 6])
+def test_balanced_shadows_are_as_many_with_an_example_as_without(with_it):
+    rng = np.random.default_rng(0)
+    inside = rng.permuted(np.tile(np.arange(11) < with_it, (40, 1)), axis=1).T
+    used = balanced(inside, rng=rng)
+    assert ((inside & used).sum(axis=0) == 5).all() and ((~inside & used).sum(axis=0) == 5).all()
+    assert len(np.unique(used, axis=1).T) > 1  # drawn for each example by itself
+
+
+def test_lira_without_a_leak_is_chance_only_with_balanced_shadows():
+    """A member has one model fewer with it than without among the others: its mean there is less sure."""
+    rng, num = np.random.default_rng(1), 20_000
+    everyone = rng.permuted(np.tile(np.arange(12) < 6, (num, 1)), axis=1).T
+    confidence = rng.normal(size=everyone.shape)
+    target, shadows, inside, members = confidence[0], confidence[1:], everyone[1:], everyone[0]
+
+    def area(**options):
+        return roc_auc_score(members, lira_scores(target, shadows, inside, **options))
+
+    assert area() < 0.49
+    assert abs(area(used=balanced(inside, rng=rng)) - 0.5) < 0.012  # three deviations of an area from 20,000 examples
+
+
+def test_used_shadows_must_fit():
+    with pytest.raises(ValueError, match=r"used is float64 \(3,\); expected bool \(11, 2\)"):
+        lira_scores(np.zeros(2), np.zeros((11, 2)), np.ones((11, 2), bool), used=np.zeros(3))
