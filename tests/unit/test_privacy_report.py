@@ -121,14 +121,14 @@ def test_holm_over_the_whole_table_and_its_verdicts(accuracy):
         largest = max(largest, min(1.0, (number - place) * found["p_value"]))
         assert found["p_holm"] == pytest.approx(largest)
         if largest >= 0.05:
-            assert found["verdict"] == "no difference"
+            assert found["verdict"] == "not significant"
         else:
             assert found["verdict"] == ("better" if found["difference"] > 0 else "worse")
     verdicts = accuracy.set_index("arm")["verdict"]
     assert verdicts[["patient_1", "patient_8", "hospital_few"]].eq("worse").all()
     # Equal runs do not differ; a large difference that varies as much is none.
-    assert verdicts["encrypted"] == "no difference" and row(accuracy, arm="encrypted")["p_value"] == 1
-    assert verdicts["hospital_many"] == "no difference" and row(accuracy, arm="hospital_many")["difference"] < -0.08
+    assert verdicts["encrypted"] == "not significant" and row(accuracy, arm="encrypted")["p_value"] == 1
+    assert verdicts["hospital_many"] == "not significant" and row(accuracy, arm="hospital_many")["difference"] < -0.08
     better = [run_of("none", s) for s in SEEDS] + [run_of("longer", s, predictions(39, 19)) for s in SEEDS]
     assert row(accuracy_table(better), arm="longer")["verdict"] == "better"
 
@@ -488,29 +488,31 @@ def test_bytes_and_classes_come_from_what_was_measured(runs):
 def test_the_answer_holds_the_numbers_of_the_tables(runs, accuracy, inversion, membership):
     same = same_model(runs)
     (text,) = answer(accuracy, inversion, membership, same)
-    assert text.startswith(f"**{PANEL}.** ")
-    for found in accuracy.itertuples():
+    assert text.startswith(f"**{PANEL}**\n")
+    for found in accuracy[accuracy["arm"].isin(privacy_answer._SAID_ARMS)].itertuples():
         beside = f" ({found.verdict})" if found.verdict else ""
-        number = f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]{beside}"
-        assert f"{found.label.lower()} {number}" in text
-    for found in inversion.itertuples():
-        number = f"SSIM {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
-        assert f"{found.label}: {number} (a random other image {found.random_other:.2f})" in text
-    for found in membership.query("unit == 'patient' and metric == 'tpr_at_fpr'").itertuples():
-        number = f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
-        assert f"{found.label.lower()}, {found.attack} {number}" in text
-    assert "predicted classes 0.0% differ between encrypted and plain sums" in text
+        assert f"{found.label} {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]{beside}" in text
+    for found in inversion[inversion["condition"].isin(privacy_answer._SAID_CONDITIONS)].itertuples():
+        beside = f"(another image at random {found.random_other:.2f}; identified {found.identified:.0%})"
+        assert f"{found.label} {found.mean:.3f} [{found.low:.3f}, {found.high:.3f}] {beside}" in text
+    for metric in ("auc", "tpr_at_fpr"):
+        by_patient = membership.query("unit == 'patient' and metric == @metric")
+        for _, attacks in by_patient.groupby("arm"):  # the stronger one is said
+            found = attacks.loc[attacks["mean"].idxmax()]
+            number = f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+            assert f"{found['label']} {number} ({found['attack']})" in text
+    assert "leave 100.0% of the predicted classes as they are" in text
 
 
 def test_the_answer_says_what_encryption_changed(accuracy, inversion, membership):
     same = pd.DataFrame({"dataset": DATASET, "max_difference": [1e-6, 3.21e-5], "flipped": [1, 2], "images": [40, 40]})
     (text,) = answer(accuracy, inversion, membership, same)
-    assert f"predicted classes {3 / 80:.1%} differ between encrypted and plain sums" in text
+    assert f"leave {77 / 80:.1%} of the predicted classes as they are" in text
 
 
 def test_each_data_set_has_its_own_paragraph(membership):
     runs = [run_of("none", seed, dataset=name) for name in (DATASET, "brain_mri") for seed in SEEDS]
     found = [inversion_of(seed, name) for name in (DATASET, "brain_mri") for seed in SEEDS]
     texts = answer(accuracy_table(runs), inversion_table(found), membership, same_model(runs))
-    assert [text.split(".**")[0] for text in texts] == [f"**{PANEL}", "**Brain MRI"]
+    assert [text.split("\n")[0] for text in texts] == [f"**{PANEL}**", "**Brain MRI**"]
     assert "LiRA" in texts[0] and "LiRA" not in texts[1]  # attacked on the first one only
