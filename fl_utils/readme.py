@@ -54,7 +54,7 @@ def results_table() -> str:
          data, f"quick 2 min, paper {hours['01']:.1f} h", f"{first} (over 5 seeds)"),
         ("[02](notebooks/02_federated_simulation.ipynb)",
          "Does a federation come near the pooled model (within 10 %), and does it beat each hospital alone?",
-         data, f"quick 6 min, paper {hours['02']:.1f} h", f"{second} (over test patients)"),
+         data, f"quick 4 min, paper {hours['02']:.1f} h", f"{second} (over test patients)"),
         ("[03](notebooks/03_iid_versus_non_iid.ipynb)",
          "What does uneven data cost a federation, and which algorithm gives it back?",
          data, f"quick 4 min, paper {hours['03']:.1f} h (half with two processes)", third),

@@ -39,7 +39,7 @@ class ProfileSettings:
 
 PROFILES = {
     "smoke": ProfileSettings((0, 1), 24, {"phantom_brain": 2, "phantom_chest": 2}, num_images=96),
-    "quick": ProfileSettings((0, 1, 2), 32, {"phantom_brain": 14, "phantom_chest": 14}, num_images=600),
+    "quick": ProfileSettings((0, 1), 32, {"phantom_brain": 14, "phantom_chest": 14}, num_images=600),
     "paper": ProfileSettings((0, 1, 2, 3, 4), 48, {"brain_mri": 10, "chest_xray": 4}, tuned=True),
 }
 #: Used where nothing is tuned (profiles on phantoms): good middle values, said so in the notebooks.
