@@ -160,7 +160,7 @@ def test_the_attacked_are_training_patients_of_the_first_hospital(inverted, data
 
 
 def test_scores_have_a_row_an_image_and_condition(inverted):
-    images = {name: CONDITIONS[name].images for name in SHOWN}
+    images = {name: CONDITIONS[name].images * CONDITIONS[name].repeats for name in SHOWN}
     assert inverted.scores.groupby("condition", sort=False).size().to_dict() == images
     for name, number in images.items():
         assert inverted.scores.query("condition == @name")["image"].tolist() == list(range(number))
@@ -217,7 +217,8 @@ def test_pictures_stay_in_the_cache(inverted, data):
     originals, found = pictures("smoke", inverted)
     np.testing.assert_array_equal(originals, data.images[inverted.examples])
     for name, images in found.items():
-        assert images.shape == (CONDITIONS[name].images, SIZE, SIZE, 1) and images.dtype == np.float32
+        number = CONDITIONS[name].images * CONDITIONS[name].repeats
+        assert images.shape == (number, SIZE, SIZE, 1) and images.dtype == np.float32
         assert images.min() >= 0 and images.max() <= 1
     assert tuple(found) == SHOWN
     assert (paths.cache_root() / "inversion" / f"{folder.name}.npz").is_file()
@@ -242,14 +243,15 @@ def test_pictures_that_are_gone_say_what_to_do(inverted, tmp_path, monkeypatch):
 
 
 def test_the_gallery_shows_what_was_attacked(inverted):
-    images, shown, names, texts = gallery("smoke", inverted)
-    assert images.shape == (4, SIZE, SIZE) and len(names) == 4 and set(names) <= {"normal", "pneumonia"}
+    images, shown, names, texts = gallery("smoke", inverted, columns=5)
+    assert images.shape == (5, SIZE, SIZE) and len(names) == 5 and set(names) <= {"normal", "pneumonia"}
     labels = [CONDITIONS[name].label for name in SHOWN if name in inversion_plan.SHOWN]
     assert list(shown) == list(texts) and set(shown) == set(labels)
     one, update = (CONDITIONS[name].label for name in ("one", "update"))
-    assert np.isfinite(shown[one][0]).all() and np.isnan(shown[one][1:]).all() and np.isfinite(shown[update]).all()
-    ssim = inverted.scores.query("condition == 'one'")["ssim"].item()
-    assert texts[one] == [f"SSIM {ssim:.2f}", "", "", ""]
+    for label in (one, update):  # four images each: the fifth place stays empty
+        assert np.isfinite(shown[label][:4]).all() and np.isnan(shown[label][4]).all()
+    ssim = inverted.scores.query("condition == 'one'")["ssim"]
+    assert texts[one] == [*(f"SSIM {value:.2f}" for value in ssim), ""]
 
 
 def test_damaged_tables_say_what_to_do(inverted, tmp_path, monkeypatch):
