@@ -5,7 +5,11 @@ Python. Tests of the engine itself stop it, and the next learner starts another.
 """
 
 import os
+import signal
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As where a shell starts the tests in the background: Ctrl-C could not be tried, nor in the processes begun here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # as `engine` sets it; read once, when TensorFlow is loaded
 
 import pytest  # noqa: E402
