@@ -112,7 +112,7 @@ _MEMBERSHIP = {"none": NUM_SHADOWS, "longer": 5, "patient_8": NUM_SHADOWS, "pati
 SETTINGS = {
     "smoke": PrivacySettings(
         (0, 1), {"phantom_chest": DatasetSettings(2, 8, 1e-2)}, ("none", "patient_8", "hospital_few", "encrypted"),
-        {"none": 2}, image_size_px=24, num_images=300,
+        {"none": 2}, image_size_px=24, num_images=320,
     ),
     "quick": PrivacySettings(
         (0, 1), {"phantom_chest": DatasetSettings(8, 32, 1e-3)},

@@ -40,8 +40,8 @@ def accuracy_table(runs: Sequence[RunRecord], metric: str = "balanced_accuracy")
       noise_multiplier, seeds, mean, low, high (t over seeds), difference, diff_low, diff_high, p_value, p_holm (over the
       whole table), verdict ("better", "worse", "not significant", "" for what is compared with), minutes (a run), diverged.
     """
-    rows = []
-    for (dataset, arm), members in _by_arm(runs).items():
+    rows, arms = [], by_arm(runs)
+    for (dataset, arm), members in arms.items():
         values, config = [score(run, metric) for run in members], members[0].config
         privacy = [run.environment.get("privacy", {}) for run in members]
         row = {
@@ -53,7 +53,7 @@ def accuracy_table(runs: Sequence[RunRecord], metric: str = "balanced_accuracy")
             "diverged": sum("diverged_at_round" in run.environment for run in members),
         }
         against = BASELINE.get(arm, "none")
-        others = _by_arm(runs).get((dataset, against), [])
+        others = arms.get((dataset, against), [])
         if [run.config["seed"] for run in others] == [run.config["seed"] for run in members] and len(members) > 1:
             test = paired_seed_test(values, [score(run, metric) for run in others])
             difference = test.difference
@@ -102,7 +102,7 @@ def same_model(runs: Sequence[RunRecord]) -> pd.DataFrame:
       A row a data set, arm and seed: dataset, arm, plain (arm), seed, max_difference (of a probability), flipped (test
       images whose predicted class differs), images.
     """
-    rows, arms = [], _by_arm(runs)
+    rows, arms = [], by_arm(runs)
     for (dataset, arm), members in arms.items():
         plain = {"encrypted": "none", "both": "patient_8"}.get(arm)
         others = {other.config["seed"]: other for other in arms.get((dataset, plain), [])}
@@ -220,7 +220,7 @@ def noise_by_size(
     return pd.DataFrame(rows)
 
 
-def _by_arm(runs: Sequence[RunRecord]) -> dict[tuple[str, str], list[RunRecord]]:
+def by_arm(runs: Sequence[RunRecord]) -> dict[tuple[str, str], list[RunRecord]]:
     """(data set, arm) -> records, ordered by seed."""
     found: dict[tuple[str, str], list[RunRecord]] = {}
     for run in sorted(runs, key=lambda run: run.config["seed"]):

@@ -143,9 +143,10 @@ display(by_patient[by_patient["metric"] != "advantage"].drop(columns=["dataset",
 # and it is the server that is trusted. An epsilon means nothing without its unit, its delta and its sampling, so each run's record says:
 
 # %%
-for arm, run in {(r.config["dataset"], r.environment["arm"]): r for r in runs if "privacy" in r.environment}.items():
-    if arm[0] == datasets[0]:
-        print(f"{arm[1]:24} z = {run.environment['privacy']['noise_multiplier']:.2f}  {run.environment['privacy']['statement']}")
+for (dataset, arm), members in privacy_report.by_arm(runs).items():
+    if dataset == datasets[0] and "privacy" in members[-1].environment:
+        privacy = members[-1].environment["privacy"]
+        print(f"{arm:24} z = {privacy['noise_multiplier']:.2f}  {privacy['statement']}")
 
 # %%
 figure = plotting.privacy_frontier(privacy_report.frontier(accuracy, privacy_answer.classes_of(runs)))
