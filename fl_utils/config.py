@@ -48,6 +48,33 @@ PROTECTION_LABELS = {
     "hospital_many": "Hospital-level DP, 50 hospitals, fixed clip",
     "hospital_many_adaptive": "Hospital-level DP, 50 hospitals, adaptive clip",
 }
+#: What a bad hospital does: to its training images or labels ...
+DATA_ATTACKS = ("label_flip", "source_target", "random_labels", "backdoor", "inverted", "rotated")
+#: ... or to what it sends (`trust.poisoning` says how); "replacement" is a backdoor whose update is scaled up.
+UPDATE_ATTACKS = ("sign_flip", "replacement", "a_little", "inner_product", "not_finite")
+#: What figures and tables call them; "clean" is a federation without a bad hospital.
+ATTACK_LABELS = {
+    "clean": "No attack", "label_flip": "All labels flipped", "source_target": "Source called target",
+    "random_labels": "Random labels", "backdoor": "Backdoor marker", "inverted": "Inverted grey values (fault)",
+    "rotated": "Rotated images (fault)", "sign_flip": "Sign flipped, 5 times", "replacement": "Backdoor, scaled up",
+    "a_little": "A little is enough (colluding)", "inner_product": "Inner product (colluding)",
+    "not_finite": "Not finite (fault)",
+}
+#: How the server combines updates (`learning.aggregators`), and what figures and tables call it.
+AGGREGATOR_LABELS = {
+    "mean": "Mean", "norm_clipping": "Norm clipping", "norm_zeroing": "Norm zeroing",
+    "coordinate_median": "Coordinate median", "trimmed_mean": "Trimmed mean", "krum": "Krum",
+    "multi_krum": "Multi-Krum", "geometric_median": "Geometric median", "fltrust": "FLTrust",
+}
+#: What an aggregator needs, and no other takes: how many hospitals it takes to be bad, or its own clean images.
+AGGREGATOR_FIELDS = {
+    "assumed_attackers": ("trimmed_mean", "krum", "multi_krum"), "root_examples": ("fltrust",),
+}
+#: What an attack needs, and no other takes.
+ATTACK_FIELDS = {
+    "attack_source": ("source_target",), "attack_target": ("source_target", "backdoor", "replacement"),
+    "attack_strength": ("sign_flip", "replacement", "a_little", "inner_product"),
+}
 #: Shadow models of a membership attack: each training patient is in half of them.
 NUM_SHADOWS = 12
 
@@ -122,6 +149,28 @@ class ExperimentConfig(pydantic.BaseModel):
     encrypted: bool = False
     #: Trains on that half of the training patients that shadow model number `shadow` takes (`trust.lira`).
     shadow: int | None = pydantic.Field(default=None, ge=0, lt=NUM_SHADOWS)
+    #: How the server combines updates (`experiments.robust_learner`); None is the mean of every other notebook. With an
+    #: aggregator the last round is reported: a server that can choose rounds on clean images would see the attack.
+    aggregator: Literal[
+        "mean", "norm_clipping", "norm_zeroing", "coordinate_median", "trimmed_mean", "krum", "multi_krum",
+        "geometric_median", "fltrust",
+    ] | None = None
+    assumed_attackers: int | None = pydantic.Field(default=None, ge=0)
+    #: Clean images that the server holds for FLTrust, drawn from the validation part.
+    root_examples: int | None = pydantic.Field(default=None, ge=1)
+    #: What bad hospitals do (`trust.poisoning`), and how many of all they are; None: there are none.
+    attack: Literal[
+        "label_flip", "source_target", "random_labels", "backdoor", "inverted", "rotated", "sign_flip", "replacement",
+        "a_little", "inner_product", "not_finite",
+    ] | None = None
+    attack_fraction: float | None = pydantic.Field(default=None, gt=0, lt=1)
+    #: The same hospitals in all rounds, or others in each.
+    attack_schedule: Literal["fixed", "changing"] = "fixed"
+    #: Factor of the sent update, or for "a_little" standard deviations; see `trust.poisoning`.
+    attack_strength: float | None = pydantic.Field(default=None, gt=0, allow_inf_nan=False)
+    #: Class ids: images of the source are called the target; a backdoor's marker means the target.
+    attack_source: int | None = pydantic.Field(default=None, ge=0)
+    attack_target: int | None = pydantic.Field(default=None, ge=0)
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self):
@@ -175,6 +224,7 @@ class ExperimentConfig(pydantic.BaseModel):
             raise ValueError(f"image_size_px is {self.image_size_px}; made-up scanners take images of 24 to 256 pixels")
         self._check_segmenter()
         self._check_protection()
+        self._check_attack()
         return self
 
     def _check_segmenter(self) -> None:
@@ -236,6 +286,51 @@ class ExperimentConfig(pydantic.BaseModel):
                 "encrypted with privacy_unit 'hospital': the server would have to clip and noise what it cannot read; "
                 "take privacy_unit 'patient', whose noise is added in the hospitals"
             )
+
+    def _check_attack(self) -> None:
+        asked = {"aggregator": self.aggregator, "attack": self.attack}
+        for field in (name for name, value in asked.items() if value):
+            if self.method not in ("fedavg", "fedprox") or self.segments or self.model == "norm_cnn_batch":
+                raise ValueError(
+                    f"{field} is {asked[field]!r} with method {self.method!r} and model {self.model!r}; it is for "
+                    "classifiers without BatchNorm and methods 'fedavg' and 'fedprox'"
+                )
+            if self.privacy_unit or self.encrypted or self.cohort_size < self.num_clients:
+                raise ValueError(
+                    f"{field} is {asked[field]!r} with privacy_unit {self.privacy_unit!r}, encrypted {self.encrypted} and "
+                    f"{self.cohort_size} of {self.num_clients} hospitals a round; the server must see the update of each: "
+                    "leave the other out"
+                )
+        if self.attack and not self.aggregator:
+            raise ValueError(f"attack is {self.attack!r} without an aggregator; set one, 'mean' for plain averaging")
+        if (self.attack_fraction is not None) != (self.attack is not None) or (self.attack_schedule != "fixed" and not self.attack):
+            raise ValueError(
+                f"attack_fraction is {self.attack_fraction}, attack_schedule {self.attack_schedule!r} with attack {self.attack!r}; "
+                "an attack needs a fraction, and without one there is neither"
+            )
+        if self.attack and self.num_attackers == 0:
+            raise ValueError(
+                f"attack_fraction is {self.attack_fraction} of {self.num_clients} hospitals, which is none; expected at "
+                f"least {1 / self.num_clients:g}"
+            )
+        owners = {**dict.fromkeys(AGGREGATOR_FIELDS, "aggregator"), **dict.fromkeys(ATTACK_FIELDS, "attack")}
+        for field, whose in {**AGGREGATOR_FIELDS, **ATTACK_FIELDS}.items():
+            if (getattr(self, field) is not None) != (asked[owners[field]] in whose):
+                raise ValueError(
+                    f"{field} is {getattr(self, field)} with {owners[field]} {asked[owners[field]]!r}; it belongs to "
+                    f"{', '.join(whose)}, which need it, and to no other"
+                )
+        if self.assumed_attackers is not None and 2 * self.assumed_attackers >= self.num_clients:
+            raise ValueError(
+                f"assumed_attackers is {self.assumed_attackers} of {self.num_clients} hospitals; expected less than half"
+            )
+        if self.attack_source is not None and self.attack_source == self.attack_target:
+            raise ValueError(f"attack_source and attack_target are both {self.attack_source}; expected two classes")
+
+    @property
+    def num_attackers(self) -> int:
+        """Hospitals that are bad in a round."""
+        return round((self.attack_fraction or 0.0) * self.num_clients)
 
     @property
     def segments(self) -> bool:
