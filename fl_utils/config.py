@@ -48,6 +48,8 @@ PROTECTION_LABELS = {
     "hospital_many": "Hospital-level DP, 50 hospitals, fixed clip",
     "hospital_many_adaptive": "Hospital-level DP, 50 hospitals, adaptive clip",
 }
+#: Smaller images lose the strokes of a marker (`data.markers`).
+MIN_MARKED_PX = 28
 #: What a bad hospital does: to its training images or labels ...
 DATA_ATTACKS = ("label_flip", "source_target", "random_labels", "backdoor", "inverted", "rotated")
 #: ... or to what it sends (`trust.poisoning` says how); "replacement" is a backdoor whose update is scaled up.
@@ -323,6 +325,10 @@ class ExperimentConfig(pydantic.BaseModel):
         if self.assumed_attackers is not None and 2 * self.assumed_attackers >= self.num_clients:
             raise ValueError(
                 f"assumed_attackers is {self.assumed_attackers} of {self.num_clients} hospitals; expected less than half"
+            )
+        if self.attack in ("backdoor", "replacement") and self.image_size_px < MIN_MARKED_PX:
+            raise ValueError(
+                f"image_size_px is {self.image_size_px} with attack {self.attack!r}; its marker needs at least {MIN_MARKED_PX}"
             )
         if self.attack_source is not None and self.attack_source == self.attack_target:
             raise ValueError(f"attack_source and attack_target are both {self.attack_source}; expected two classes")

@@ -6,6 +6,8 @@ DeGrave et al. 2021, doi:10.1038/s42256-021-00338-7).
 
 import numpy as np
 
+from fl_utils.config import MIN_MARKED_PX
+
 #: The letter "L", 1 where it is white, in a dark box of one cell's rim.
 _LETTER = np.array([[1, 0, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0], [1, 1, 1]], bool)
 
@@ -52,6 +54,8 @@ def marker_mask(image_size_px: int) -> np.ndarray:
 
 
 def _stroke(image_size_px: int) -> int:
-    if image_size_px < 28:
-        raise ValueError(f"image_size_px is {image_size_px}; a marker needs at least 28, or its strokes vanish.")
+    if image_size_px < MIN_MARKED_PX:
+        raise ValueError(
+            f"image_size_px is {image_size_px}; a marker needs at least {MIN_MARKED_PX}, or its strokes vanish."
+        )
     return max(1, round(image_size_px / 32))

@@ -6,8 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fl_utils import seeding
-from fl_utils.learning.client_updates import ClientTask, averaging
+from fl_utils.learning.client_updates import hospital_update
 from fl_utils.learning.local import LocalSettings
 from fl_utils.trust.encrypted import new_federation
 
@@ -44,8 +43,10 @@ class EncryptedLearner:
     def do_round(self, round_num: int) -> dict[str, float]:
         losses, sent = {}, {}
         for client, (name, hospital) in enumerate(self._hospitals.items()):
-            seed = tf.constant(seeding.tf_seed(self._seed, "batch_order", str(client), round_num))
-            result = averaging(self._trainer, ClientTask(self._weights, *self._data[client], self._class_weights, seed))
+            result = hospital_update(
+                self._trainer, self._weights, *self._data[client], self._class_weights, seed=self._seed,
+                client=str(client), round_num=round_num,
+            )
             losses[str(client)] = float(result.loss)
             delta = [part.numpy() for part in result.delta]
             sent[name] = hospital.encrypt_update(delta, weight=float(result.num_examples), round_num=round_num)

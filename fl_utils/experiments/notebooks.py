@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from fl_utils.config import ExperimentConfig
-from fl_utils.experiments import explain_plan, grid, leakage, plans, privacy_plan, segment_plan
+from fl_utils.experiments import explain_plan, grid, leakage, plans, poisoning_plan, privacy_plan, segment_plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Stage:
 
 
 #: Notebooks that train beforehand; the others train nothing, or by themselves.
-NUMBERS = ("00", "01", "02", "03", "04", "05", "06")
+NUMBERS = ("00", "01", "02", "03", "04", "05", "06", "07")
 
 
 def datasets_of(number: str, profile: str) -> tuple[str, ...]:
@@ -36,6 +36,8 @@ def datasets_of(number: str, profile: str) -> tuple[str, ...]:
         return tuple(segment_plan.SETTINGS[part].dataset for part in plans.parts_of(profile))
     if number == "06":
         return privacy_plan.datasets_of(profile)
+    if number == "07":
+        return (poisoning_plan.SETTINGS[profile].dataset,)
     return tuple(grid.GRIDS[profile].total_rounds) if number == "03" else plans.datasets_of(profile)
 
 
@@ -64,5 +66,9 @@ def stages(number: str, profile: str, dataset: str, progress: bool = True) -> It
         facts = privacy_plan.tuning_facts(profile, dataset)
         yield Stage(privacy_plan.PRIVACY, privacy_plan.configs_06(profile, dataset), facts=facts, keep_diverged=True)
         yield Stage(privacy_plan.PRIVACY_SHADOWS, privacy_plan.shadow_configs(profile, dataset), keep_diverged=True)
+    elif number == "07":
+        yield Stage(poisoning_plan.POISONING_TUNING, poisoning_plan.tuning_configs(profile), keep_diverged=True)
+        facts = poisoning_plan.tuning_facts(profile)
+        yield Stage(poisoning_plan.POISONING, poisoning_plan.configs_07(profile), facts=facts, keep_diverged=True)
     else:
         raise plans.ConfigError(f"Notebook {number!r} trains nothing beforehand; those that do are {', '.join(NUMBERS)}.")

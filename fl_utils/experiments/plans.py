@@ -1,7 +1,7 @@
 """Which runs a notebook needs, by profile: the one place where sizes, rounds and seeds are set."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tqdm.auto import tqdm
 
@@ -172,6 +172,50 @@ def _tuning_scores(configs: list[ExperimentConfig], progress: bool) -> dict[floa
     if not scores:
         raise TrainingError(f"{configs[0].dataset} {configs[0].method}: training diverged at each of {LEARNING_RATES}.")
     return scores
+
+
+def trial_score(
+    config: ExperimentConfig, *, experiment: str, score: Callable[[RunRecord], float] = validation_score,
+    progress: bool = True,
+) -> float | None:
+    """How well a trial did, training it if need be; None where training diverged, whatever its score before that.
+
+    Args:
+      config: of the trial.
+      experiment: folder of its record.
+      score: what selects, higher is better.
+      progress: show a bar.
+    Raises:
+      TrainingError: it diverged in its first round, so that there is no record to keep.
+      RecordError: it is not there, and this command does not train.
+    """
+    # A diverged one is kept, so that it is not trained again whenever somebody asks.
+    record = run(config, experiment=experiment, progress=progress, keep_diverged=True)
+    return None if "diverged_at_round" in record.environment else score(record)
+
+
+def best_trial(
+    trials: Sequence[dict], configs: Sequence[ExperimentConfig], *, name: str, facts: dict | None = None, **options
+) -> tuple[dict, dict]:
+    """The trial with the best score, and how it was found, for the record.
+
+    Args:
+      trials: the fields that each one tries.
+      configs: the trials' runs, in the same order.
+      name: whose settings are chosen, for errors.
+      facts: further facts on the trials.
+      options: see `trial_score`.
+    Returns:
+      (fields of a configuration, {"tuning": {seed, ..., trials: [{..., score}]}}); a score of None means it diverged.
+    Raises:
+      TrainingError: every trial diverged, or one did in its first round.
+    """
+    scores = [trial_score(config, **options) for config in configs]
+    if all(score is None for score in scores):
+        raise TrainingError(f"{name}: training diverged in each of {len(scores)} trials.")
+    tried = [{**trial, "score": score} for trial, score in zip(trials, scores, strict=True)]
+    best = max((place for place, score in enumerate(scores) if score is not None), key=scores.__getitem__)
+    return dict(trials[best]), {"tuning": {"seed": TUNING_SEED, **(facts or {}), "trials": tried}}
 
 
 def configs_01(profile: str, dataset: str, progress: bool = True) -> list[ExperimentConfig]:

@@ -1,6 +1,7 @@
 """Sets up the learners of a configuration: the only room where the methods differ."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from fl_utils.experiments import protection
 from fl_utils.experiments.hospitals import Hospitals
 from fl_utils.learning.centralized import CentralizedLearner
 from fl_utils.learning.client_files import local_patients, write_client_files
-from fl_utils.learning.client_updates import ClientTask, averaging, norm_positions
+from fl_utils.learning.client_updates import hospital_update, norm_positions
 from fl_utils.learning.local import LocalSettings, LocalTrainer, class_weights, travelling_weights
 from fl_utils.learning.rounds import Judge, PersonalJudge, TrainingResult, View, run_rounds
 from fl_utils.models.classifiers import build_model
@@ -70,6 +71,7 @@ def _train_one(
     result = run_rounds(
         learner, judge, total_rounds=config.total_rounds, checkpoint=checkpoint,
         checkpoint_interval_s=checkpoint_interval_s, on_round=reporter(on_round), keep_diverged=keep_diverged,
+        select_last=config.aggregator is not None,
     )
     if config.method == "finetuned":
         return name, *_fine_tuned(config, dataset, hospitals, judge, result)
@@ -91,6 +93,10 @@ def reporter(on_round: Callable[[dict[str, float]], None]) -> Callable[[int, dic
 
 def _judge(config, dataset: ImageDataset, hospitals: Hospitals, name: str) -> Judge:
     model, views = _new_model(config, dataset), views_of(hospitals, name, config)
+    if config.aggregator:
+        from fl_utils.experiments.robust_learner import AttackJudge
+
+        return AttackJudge(model, dataset, views, hospitals.split.test, config.attack_target)
     if config.method != "local_norm":
         return Judge(model, dataset.images, dataset.labels, views)
     holdings = [np.concatenate(parts) for parts in zip(hospitals.validation, hospitals.test, strict=True)]
@@ -154,9 +160,10 @@ def hospital_updates(
     class_weighting = tf.constant(_class_weights(config, dataset, np.concatenate(hospitals.train)))
     updates = []
     for client, own in enumerate(hospitals.train):
-        seed = tf.constant(seeding.tf_seed(config.seed, "batch_order", str(client), round_num))
         images, labels = tf.constant(dataset.images[own]), tf.constant(dataset.labels[own], tf.int32)
-        result = averaging(trainer, ClientTask(weights, images, labels, class_weighting, seed))
+        result = hospital_update(
+            trainer, weights, images, labels, class_weighting, seed=config.seed, client=str(client), round_num=round_num
+        )
         updates.append([part.numpy() for part in result.delta])
     return updates
 
@@ -189,7 +196,7 @@ def views_of(hospitals: Hospitals, name: str, config: ExperimentConfig) -> list[
         ]
     else:
         views = [View("all", "validation", split.validation), View("all", "test", split.test)]
-        if config.federated:
+        if config.federated and not config.attack:
             for client in range(config.num_clients):
                 views.append(View(str(client), "validation", hospitals.validation[client]))
                 views.append(View(str(client), "own_test", hospitals.test[client]))
@@ -206,6 +213,8 @@ def _alone(config, dataset: ImageDataset, hospitals: Hospitals, name: str) -> Ce
 
 
 def _federated(config, dataset: ImageDataset, hospitals: Hospitals, name: str):
+    if config.aggregator:
+        return _robust(config, dataset, hospitals)
     # TFF takes seconds to import; only a federated run needs it.
     from fl_utils.learning.algorithms import ServerSettings, algorithm_named
     from fl_utils.learning.federated import FederatedLearner, PersonalLearner
@@ -252,6 +261,22 @@ def _encrypted(config, dataset: ImageDataset, hospitals: Hospitals, weights: np.
     return EncryptedLearner(
         _new_model(config, dataset), _settings(config), [dataset.images[index] for index in hospitals.train], labels,
         weights, seed=config.seed, trainer_type=trainer_type,
+    )
+
+
+def _robust(config, dataset: ImageDataset, hospitals: Hospitals):
+    from fl_utils.experiments.robust_learner import RobustLearner, last_layer_of, root_of, shared_trainer
+
+    settings, model = _settings(config), _new_model(config, dataset)
+    shared = functools.partial(shared_trainer, config.model, dataset.images.shape[1:], dataset.num_classes)
+    root = None
+    if config.root_examples:
+        root = root_of(config, dataset, hospitals)
+        root = shared(dataclasses.replace(settings, epochs=root.epochs)), root
+    return RobustLearner(
+        shared(settings), model.get_weights(), [(dataset.images[own], dataset.labels[own]) for own in hospitals.train],
+        _class_weights(config, dataset, np.concatenate(hospitals.train)), config, root=root,
+        last_layer=last_layer_of(model, model.trainable_variables),
     )
 
 

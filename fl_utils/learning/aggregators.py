@@ -28,8 +28,8 @@ import tensorflow_federated as tff
 from fl_utils.learning import robust
 
 Factory = tff.aggregators.WeightedAggregationFactory
-#: Of updates float32 [n, d] and weights float32 [n] to one update float32 [d].
-Rule = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+#: Of updates float32 [n, d], weights float32 [n] and the server's own update float32 [d] to one update float32 [d].
+Rule = Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 #: A reservoir of this size holds every client.
 NO_LIMIT = np.iinfo(np.int32).max
 
@@ -75,12 +75,12 @@ def norm_zeroing(zeroing_norm: float | None = None) -> Factory:
 
 def coordinate_median() -> Factory:
     """See `robust.coordinate_median`; clients count alike."""
-    return FiniteOnly(AllUpdates(lambda updates, weights: robust.coordinate_median(updates)))
+    return FiniteOnly(AllUpdates(lambda updates, weights, own: robust.coordinate_median(updates)))
 
 
 def trimmed_mean(share: float) -> Factory:
     """See `robust.trimmed_mean`; clients count alike."""
-    return FiniteOnly(AllUpdates(lambda updates, weights: robust.trimmed_mean(updates, share=share)))
+    return FiniteOnly(AllUpdates(lambda updates, weights, own: robust.trimmed_mean(updates, share=share)))
 
 
 def krum(num_malicious: int) -> Factory:
@@ -91,15 +91,31 @@ def krum(num_malicious: int) -> Factory:
 def multi_krum(num_malicious: int, num_selected: int) -> Factory:
     """See `robust.multi_krum`; clients count alike."""
     return FiniteOnly(AllUpdates(
-        lambda updates, weights: robust.multi_krum(updates, num_malicious=num_malicious, num_selected=num_selected)
+        lambda updates, weights, own: robust.multi_krum(updates, num_malicious=num_malicious, num_selected=num_selected)
     ))
 
 
 def geometric_median(*, by_examples: bool = False, **search) -> Factory:
     """See `robust.geometric_median`, which takes `search`; `by_examples` weighs clients by what they say they hold."""
     return FiniteOnly(AllUpdates(
-        lambda updates, weights: robust.geometric_median(updates, weights if by_examples else None, **search)
+        lambda updates, weights, own: robust.geometric_median(updates, weights if by_examples else None, **search)
     ))
+
+
+def fltrust() -> Factory:
+    """See `robust.fltrust`; clients count by trust. Before each round the server's own update goes in by `trusting`."""
+    return FiniteOnly(AllUpdates(lambda updates, weights, own: robust.fltrust(updates, own), with_own_update=True))
+
+
+def trusting(aggregator_state, server_update: np.ndarray):
+    """The state of `fltrust`'s process with the server's own update of the coming round.
+
+    Args:
+      aggregator_state: of the process; not changed.
+      server_update: float32 [d], flattened and joined in the order of the weights.
+    """
+    inner = collections.OrderedDict(aggregator_state["inner"], own_update=np.asarray(server_update, np.float32))
+    return collections.OrderedDict(aggregator_state, inner=inner)
 
 
 def left_out(aggregator_state) -> list[int]:
@@ -110,22 +126,26 @@ def left_out(aggregator_state) -> list[int]:
 class AllUpdates(Factory):
     """Hands the updates of all clients, flattened and stacked, to one rule. Clients of weight 0 take no part.
 
+    State: `sampler`, and `own_update`, what the server itself would do: float32 [d], or [0] where the rule does not ask.
+
     Args:
       rule: sees at least one row; traced as a `tf.function`, n unknown.
+      with_own_update: the rule asks for the server's own update.
     """
 
-    def __init__(self, rule: Rule):
-        self._rule = rule
+    def __init__(self, rule: Rule, *, with_own_update: bool = False):
+        self._rule, self._with_own_update = rule, with_own_update
 
     def create(self, value_type, weight_type) -> tff.templates.AggregationProcess:
         sent = tff.types.to_type(collections.OrderedDict(update=value_type, weight=weight_type))
         sampler = tff.aggregators.UnweightedReservoirSamplingFactory(sample_size=NO_LIMIT).create(sent)
         shapes = [tuple(leaf.shape) for leaf in tff.structure.flatten(tff.types.to_type(value_type))]
         sizes = [int(np.prod(shape)) for shape in shapes]
+        own_type = tff.TensorType(np.float32, [sum(sizes) if self._with_own_update else 0])
 
-        @tff.tensorflow.computation(sampler.next.type_signature.result.result.member)
+        @tff.tensorflow.computation(sampler.next.type_signature.result.result.member, own_type)
         @tf.function
-        def combine(clients):
+        def combine(clients, own_update):
             # The size is written out: -1 is ambiguous where there are no rows.
             parts = [tf.reshape(part, [-1, size]) for part, size in zip(
                 tf.nest.flatten(clients["update"]), sizes, strict=True)]
@@ -133,14 +153,22 @@ class AllUpdates(Factory):
             rows = tf.boolean_mask(tf.concat(parts, axis=1), taking_part)
             weights = tf.boolean_mask(clients["weight"], taking_part)
             flat = tf.cond(
-                tf.reduce_any(taking_part), lambda: self._rule(rows, weights), lambda: tf.zeros([sum(sizes)])
+                tf.reduce_any(taking_part), lambda: self._rule(rows, weights, own_update),
+                lambda: tf.zeros([sum(sizes)]),
             )
             pieces = [tf.reshape(piece, shape) for piece, shape in zip(tf.split(flat, sizes), shapes, strict=True)]
             return tf.nest.pack_sequence_as(clients["update"], pieces)
 
+        @tff.tensorflow.computation
+        def no_update():
+            return tf.zeros(own_type.shape)
+
+        def state_of(sampler_state, own_update):
+            return tff.federated_zip(collections.OrderedDict(sampler=sampler_state, own_update=own_update))
+
         @tff.federated_computation
         def initialize():
-            return sampler.initialize()
+            return state_of(sampler.initialize(), tff.federated_eval(no_update, tff.SERVER))
 
         @tff.federated_computation(
             initialize.type_signature.result,
@@ -148,10 +176,11 @@ class AllUpdates(Factory):
         )
         def next_round(state, values, weights):
             clients = tff.federated_zip(collections.OrderedDict(update=values, weight=weights))
-            sampled = sampler.next(state, clients)
+            sampled = sampler.next(state.sampler, clients)
             nothing = tff.federated_value((), tff.SERVER)
             return tff.templates.MeasuredProcessOutput(
-                sampled.state, tff.federated_map(combine, sampled.result), nothing
+                state_of(sampled.state, state.own_update),
+                tff.federated_map(combine, (sampled.result, state.own_update)), nothing,
             )
 
         return tff.templates.AggregationProcess(initialize, next_round)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from fl_utils import seeding
 from fl_utils.learning.local import LocalTrainer
 
 
@@ -72,6 +73,22 @@ def averaging(trainer: LocalTrainer, task: ClientTask) -> ClientResult:
     trainer.reset_momentum()
     loss = trainer.run(*task.data)
     return ClientResult(_change(trainer, task.weights), task.num_examples, loss)
+
+
+def hospital_update(
+    trainer: LocalTrainer, weights: Sequence, images, labels, class_weights, *, seed: int, client: str, round_num: int
+) -> ClientResult:
+    """`averaging` outside of TFF, over the examples in the order in which `federated` gives them to this client.
+
+    Args:
+      trainer: used as working memory.
+      weights: the common model's, one array a travelling weight.
+      images, labels, class_weights: as in `LocalTrainer.run`.
+      seed: root seed of the run.
+      client, round_num: whose order, and of which round.
+    """
+    order = tf.constant(seeding.tf_seed(seed, "batch_order", client, round_num))
+    return averaging(trainer, ClientTask(weights, images, labels, class_weights, order))
 
 
 def gradient(trainer: LocalTrainer, task: ClientTask) -> ClientResult:

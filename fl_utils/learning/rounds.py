@@ -24,7 +24,10 @@ from fl_utils.records import METRIC_COLUMNS
 
 
 class Learner(Protocol):
-    """What a method must offer to be run round by round."""
+    """What a method must offer to be run round by round.
+
+    It may have `observed`: further rows (client, split, metric, value) of its last round for the record.
+    """
 
     def do_round(self, round_num: int) -> dict[str, float]:
         """Trains one round, a pure function of (state, round_num); returns train loss by client."""
@@ -120,7 +123,7 @@ class PersonalJudge(Judge):
 
 @dataclasses.dataclass
 class TrainingResult:
-    """The curve, and the weights of the round that did best on validation data.
+    """The curve, and the weights of the selected round: the one that did best on validation data, or the last.
 
     Attributes:
       rows: columns round, client, split, metric, value; rounds count from 1.
@@ -144,6 +147,7 @@ def run_rounds(
     checkpoint_interval_s: float = 20.0,
     on_round: Callable[[int, dict[str, float]], None] = lambda round_num, values: None,
     keep_diverged: bool = False,
+    select_last: bool = False,
 ) -> TrainingResult:
     """Runs, or resumes, `total_rounds` rounds.
 
@@ -157,6 +161,7 @@ def run_rounds(
         client's other splits by names such as "test_accuracy". What it raises ends the run.
       keep_diverged: a run whose values are no longer finite ends there and gives its best round so far, which is what
         selection on validation data would have chosen. Without a round before it, it is an error all the same.
+      select_last: the last round whose predictions are finite is selected, whatever its score.
     Raises:
       TrainingError: a weight or a training loss is not finite; names the round and the clients.
       CacheError: the checkpoint cannot be written.
@@ -180,8 +185,9 @@ def run_rounds(
             raise
         rows += [(round_num, client, "train", "loss", loss) for client, loss in losses.items()]
         scored, score = judge.score(weights)
-        rows += [(round_num, *row) for row in scored]
-        if score > best_score:
+        rows += [(round_num, *row) for row in (*scored, *getattr(learner, "observed", ()))]
+        # (-inf, -inf) is the start, so that a model which predicts nothing finite is never selected.
+        if score > best_score or (select_last and np.isfinite(score).all()):
             best_round, best_score, best_weights = round_num, score, weights
         first = judge.views[0]
         on_round(round_num, {
