@@ -1,8 +1,9 @@
 """The runs of classifiers: their images, their training, and the tables of their records."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,9 @@ from fl_utils.data.types import ImageDataset
 from fl_utils.experiments.hospitals import Hospitals, as_taken, owners, pooled, share_out
 from fl_utils.experiments.protection import facts_of
 from fl_utils.experiments.trained import Trained
+
+if TYPE_CHECKING:
+    import keras
 
 
 def dataset_of(name: str, image_size_px: int, num_images: int | None) -> ImageDataset:
@@ -55,6 +59,27 @@ def train(
         {client: result for client, result, _ in results}, final, pd.concat(predictions, ignore_index=True),
         _facts(dataset, hospitals, num_parameters(config, dataset)) | facts_of(config, dataset, hospitals),
     )
+
+
+def trained_model(config: ExperimentConfig, dataset: ImageDataset, weights: Sequence[np.ndarray]) -> "keras.Model":
+    """A run's classifier with its weights; statistics that did not travel stay as the model was built with.
+
+    Args:
+      config: of the run.
+      dataset: its images, for their shape and classes.
+      weights: one array a travelling weight, see `run.selected_weights`.
+    Raises:
+      ValueError: the weights are another model's.
+    """
+    from fl_utils.models.classifiers import build_model
+
+    model = build_model(config.model, dataset.images.shape[1:], dataset.num_classes)
+    variables = model.trainable_variables
+    if len(weights) != len(variables):
+        variables = variables + model.non_trainable_variables
+    for variable, weight in zip(variables, weights, strict=True):
+        variable.assign(weight)
+    return model
 
 
 def _facts(dataset: ImageDataset, hospitals: Hospitals, parameters: int) -> dict:

@@ -4,10 +4,6 @@ All models of a seed explain the true class of the same test images, which are t
 """
 
 import dataclasses
-import hashlib
-import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,14 +16,18 @@ from fl_utils.data.markers import mark
 from fl_utils.data.types import ImageDataset
 from fl_utils.experiments.explain_plan import CAMS, COMPARED_CAMS, EXPLAIN, LOOKED_INTO, SETTINGS, STEPS, arms_of, explain_config
 from fl_utils.experiments.hospitals import share_out
+from fl_utils.experiments.measured import Content, Layout, digest, load_or_compute
 from fl_utils.experiments.run import dataset_of, run, selected_weights
-from fl_utils.records import RecordError, RunRecord, load_record, write_folder
+from fl_utils.records import RunRecord, load_record
 
 #: Experiment folder of the scores, beside the runs'.
 SCORES = "explain_scores"
 VERSION = 2  # raise it when scores change their meaning: old ones are then ignored
 _MARKED = "marked "  # begins the names of marked_maps in the file
-_TABLES = ("scores", "agreement", "sanity", "shortcut")
+_LAYOUT = Layout(
+    "scores", ("scores", "agreement", "sanity", "shortcut"), "%.4g", dtype={"client": str, "model": str, "cam": str},
+    arrays="maps",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,14 +75,14 @@ def explain(profile: str, dataset: str, seed: int, *, progress: bool = True) -> 
         for arm in arms_of(dataset)
     }
     folder = paths.runs_root(profile) / SCORES / _name(profile, dataset, seed, records)
-    if not folder.is_dir():
-        if os.environ.get("FL_UTILS_NO_TRAINING"):
-            raise RecordError(
-                f"There are no scores {folder.name} in {folder.parent}, and this command does not compute them. Run "
-                f"`make reproduce PROFILE={profile}`."
-            )
-        _write(folder, _computed(profile, dataset, seed, records, progress))
-    return _load(folder, dataset, seed)
+    found = load_or_compute(folder, _LAYOUT, profile, lambda: _computed(profile, dataset, seed, records, progress))
+    maps = found.arrays
+    examples = maps.pop("examples")
+    marked = {
+        tuple(name.removeprefix(_MARKED).split()): maps.pop(name) for name in list(maps) if name.startswith(_MARKED)
+    }
+    maps = {tuple(name.split()): grids for name, grids in maps.items()}
+    return Explanation(dataset, seed, found.facts, examples=examples, maps=maps, marked_maps=marked, **found.tables)
 
 
 def test_examples(dataset: ImageDataset, config: ExperimentConfig, per_class: int) -> np.ndarray:
@@ -103,7 +103,7 @@ def upsampled(grids: np.ndarray, size_px: int) -> np.ndarray:
     )
 
 
-def _computed(profile, dataset_name, seed, records: dict[str, RunRecord], progress: bool) -> dict:
+def _computed(profile, dataset_name, seed, records: dict[str, RunRecord], progress: bool) -> Content:
     from fl_utils.experiments.explain_models import Looked, agreement, sanity, scores, shortcut  # loads TensorFlow
 
     settings = SETTINGS[profile]
@@ -131,11 +131,11 @@ def _computed(profile, dataset_name, seed, records: dict[str, RunRecord], progre
             "shortcut": done(shortcut(looked, models)),
         }
         marked = {
-            (arm, cam): looked.marked_grids(weights, cam)
+            f"{_MARKED}{arm} {cam}": looked.marked_grids(weights, cam)
             for (arm, _), weights in models.items() if arm.endswith("_marked_1") for cam in COMPARED_CAMS
         }
         maps = done({
-            (arm, cam): looked.grids(models[arm, "0" if arm == "local" else "all"], cam)
+            f"{arm} {cam}": looked.grids(models[arm, "0" if arm == "local" else "all"], cam)
             for arm in LOOKED_INTO[:3] for cam in COMPARED_CAMS
         })
     facts = {
@@ -143,42 +143,12 @@ def _computed(profile, dataset_name, seed, records: dict[str, RunRecord], progre
         "runs": {arm: record.path.name for arm, record in records.items()}, "layer": looked.layer,
         "image_size_px": settings.image_size_px,
     }
-    return {"tables": tables, "examples": looked.examples, "maps": maps, "marked_maps": marked, "facts": facts}
+    return Content(tables, facts, {"examples": looked.examples, **maps, **marked})
 
 
 def _name(profile: str, dataset: str, seed: int, records: dict[str, RunRecord]) -> str:
-    text = json.dumps([VERSION, CAMS, STEPS, SETTINGS[profile].images_per_class, [r.path.name for r in records.values()]])
-    return f"{dataset}_s{seed}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def _write(folder: Path, content: dict) -> None:
-    def write(temporary: Path) -> None:
-        for name, table in content["tables"].items():
-            table.to_csv(temporary / f"{name}.csv", index=False, float_format="%.4g")
-        maps = {" ".join(key): grids for key, grids in content["maps"].items()}
-        maps |= {_MARKED + " ".join(key): grids for key, grids in content["marked_maps"].items()}
-        np.savez_compressed(temporary / "maps.npz", examples=content["examples"], **maps)
-        (temporary / "facts.json").write_text(json.dumps(content["facts"], indent=2) + "\n")
-
-    write_folder(folder, write, what="scores")
-
-
-def _load(folder: Path, dataset: str, seed: int) -> Explanation:
-    try:
-        tables = {
-            name: pd.read_csv(folder / f"{name}.csv", dtype={"client": str, "model": str, "cam": str}) for name in _TABLES
-        }
-        with np.load(folder / "maps.npz") as arrays:
-            maps = {name: arrays[name] for name in arrays.files}
-        facts = json.loads((folder / "facts.json").read_text())
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{folder} cannot be read: {error}. Delete it and run again.") from error
-    examples = maps.pop("examples")
-    marked = {
-        tuple(name.removeprefix(_MARKED).split()): maps.pop(name) for name in list(maps) if name.startswith(_MARKED)
-    }
-    maps = {tuple(name.split()): grids for name, grids in maps.items()}
-    return Explanation(dataset, seed, facts, examples=examples, maps=maps, marked_maps=marked, **tables)
+    runs = [record.path.name for record in records.values()]
+    return f"{dataset}_s{seed}_{digest([VERSION, CAMS, STEPS, SETTINGS[profile].images_per_class, runs])}"
 
 
 def records_of(explanation: Explanation) -> dict[str, RunRecord]:

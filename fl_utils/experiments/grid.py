@@ -11,9 +11,7 @@ from collections.abc import Callable
 
 from fl_utils.config import ConfigError, ExperimentConfig, make_config
 from fl_utils.data.catalogue import card
-from fl_utils.experiments.plans import TUNING_SEED, validation_score
-from fl_utils.experiments.run import run
-from fl_utils.learning.errors import TrainingError
+from fl_utils.experiments.plans import TUNING_SEED, best_trial
 
 #: Experiment folders of the runs and of those that chose their settings.
 GRID, GRID_TUNING = "heterogeneity", "heterogeneity_tuning"
@@ -162,18 +160,10 @@ def tuned(profile: str, dataset: str, method: str, model: str = "small_cnn", pro
     """
     if not GRIDS[profile].tuned:
         return UNTUNED[method], {}
-    trials = []
-    for config, trial in zip(tuning_configs(profile, dataset, method, model), TRIALS[method], strict=True):
-        record = run(config, experiment=GRID_TUNING, progress=progress, keep_diverged=True)
-        diverged = "diverged_at_round" in record.environment
-        trials.append({**trial, "score": None if diverged else validation_score(record)})
-    scored = [trial for trial in trials if trial["score"] is not None]
-    if not scored:
-        raise TrainingError(f"{dataset} {method}: training diverged in each of {len(trials)} trials.")
-    best = max(scored, key=lambda trial: trial["score"])
-    partition = "pooled" if method == "centralized" else TUNING_PARTITION
-    facts = {"tuning": {"seed": TUNING_SEED, "partition": partition, "trials": trials}}
-    return {name: value for name, value in best.items() if name != "score"}, facts
+    return best_trial(
+        TRIALS[method], tuning_configs(profile, dataset, method, model), experiment=GRID_TUNING, progress=progress,
+        name=f"{dataset} {method}", facts={"partition": "pooled" if method == "centralized" else TUNING_PARTITION},
+    )
 
 
 def grid_arms(profile: str, dataset: str) -> list[dict]:

@@ -7,9 +7,6 @@ knows all that `trust.inversion` lists, and is given the labels; how well these 
 """
 
 import dataclasses
-import hashlib
-import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +18,16 @@ from fl_utils.config import ExperimentConfig
 from fl_utils.data.types import DataError, ImageDataset
 from fl_utils.experiments.hospitals import share_out
 from fl_utils.experiments.inversion_plan import ATTACKS, CONDITIONS, SHOWN, TV_WEIGHT
+from fl_utils.experiments.measured import Content, Layout, digest, load_or_compute
 from fl_utils.experiments.privacy_plan import PATIENT_NORM, PRIVACY, arms_of, privacy_config, tuned
 from fl_utils.experiments.protection import noise_of
 from fl_utils.experiments.run import data_of, run, selected_weights
 from fl_utils.files import write_atomically
-from fl_utils.records import RecordError, write_folder
 
 #: Folder of the tables, beside the runs'.
 INVERSION = "privacy_inversion"
 VERSION = 1  # raise it when scores change their meaning: old ones are then ignored
+_LAYOUT = Layout("attacks", ("scores",), "%.5g", dtype={"condition": str})
 #: Other images that the reconstructions are compared with.
 NUM_OTHERS = 100
 
@@ -59,21 +57,9 @@ def invert(profile: str, dataset: str, seed: int, *, progress: bool = True) -> I
       RecordError: they are not there, and this command does not compute; or they cannot be written or read.
       DataError: they must be done, and the images are not at hand.
     """
-    name = _name(profile, dataset, seed)
-    folder = paths.runs_root(profile) / INVERSION / name
-    if not folder.is_dir():
-        if os.environ.get("FL_UTILS_NO_TRAINING"):
-            raise RecordError(
-                f"There are no attacks {name} in {folder.parent}, and this command does not compute them. Run "
-                f"`make reproduce PROFILE={profile}`."
-            )
-        _computed(profile, dataset, seed, folder, progress)
-    try:
-        facts = json.loads((folder / "facts.json").read_text())
-        scores = pd.read_csv(folder / "scores.csv", dtype={"condition": str})
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{folder} cannot be read: {error}. Delete it and run again.") from error
-    return Inversion(dataset, seed, facts, scores, np.array(facts["examples"]))
+    folder = paths.runs_root(profile) / INVERSION / _name(profile, dataset, seed)
+    found = load_or_compute(folder, _LAYOUT, profile, lambda: _computed(profile, dataset, seed, progress))
+    return Inversion(dataset, seed, found.facts, found.tables["scores"], np.array(found.facts["examples"]))
 
 
 def pictures(profile: str, found: Inversion) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -96,7 +82,8 @@ def pictures(profile: str, found: Inversion) -> tuple[np.ndarray, dict[str, np.n
         return images, {name: arrays[name] for name in arrays.files}
 
 
-def _computed(profile: str, dataset: str, seed: int, folder: Path, progress: bool) -> None:
+def _computed(profile: str, dataset: str, seed: int, progress: bool) -> Content:
+    """The tables; the pictures are put into the cache."""
     from fl_utils.experiments.inversion_attacks import Attacked  # loads TensorFlow
 
     settings = ATTACKS[profile]
@@ -122,12 +109,7 @@ def _computed(profile: str, dataset: str, seed: int, folder: Path, progress: boo
     }
     # The pictures first: with the tables in place nobody would make them again.
     write_atomically(_pictures_path(profile, dataset, seed), lambda file: np.savez_compressed(file, **found))
-
-    def write(temporary: Path) -> None:
-        pd.concat(tables, ignore_index=True).to_csv(temporary / "scores.csv", index=False, float_format="%.5g")
-        (temporary / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
-
-    write_folder(folder, write, what="attacks")
+    return Content({"scores": pd.concat(tables, ignore_index=True)}, facts)
 
 
 def noise_multipliers(profile: str, dataset: str, seed: int, data: ImageDataset) -> dict[str, float]:
@@ -162,8 +144,8 @@ def _name(profile: str, dataset: str, seed: int) -> str:
     configs = [privacy_config(profile, dataset, "none", seed, **tuned(profile, dataset, "none")[0])]
     # Of the private arms the rate does not matter.
     configs += [privacy_config(profile, dataset, arm, seed, client_learning_rate=1.0) for arm in arms_of(profile, dataset)]
-    text = json.dumps([plan, PATIENT_NORM, [config.model_dump(exclude_defaults=True) for config in configs]], sort_keys=True)
-    return f"{dataset}_s{seed}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    decided_by = [plan, PATIENT_NORM, [config.model_dump(exclude_defaults=True) for config in configs]]
+    return f"{dataset}_s{seed}_{digest(decided_by)}"
 
 
 def gallery(profile: str, found: Inversion, columns: int = 4) -> tuple[np.ndarray, dict, list[str], dict]:

@@ -7,10 +7,6 @@ attacker sees what the released model gives for an image, nothing of the trainin
 """
 
 import dataclasses
-import hashlib
-import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,16 +15,19 @@ from tqdm.auto import tqdm
 from fl_utils import paths, seeding
 from fl_utils.config import NUM_SHADOWS, ExperimentConfig
 from fl_utils.data.types import ImageDataset
+from fl_utils.experiments.classifying import trained_model
 from fl_utils.experiments.hospitals import share_out, shadows
+from fl_utils.experiments.measured import Content, Layout, digest, load_or_compute
 from fl_utils.experiments.privacy_plan import PRIVACY_SHADOWS, SETTINGS, shadow_config
 from fl_utils.experiments.run import data_of, run, selected_weights
-from fl_utils.records import RecordError, RunRecord, write_folder
+from fl_utils.records import RunRecord
 from fl_utils.trust.lira import balanced, lira_scores, scaled_confidence
 from fl_utils.trust.membership import loss_scores, membership_table, patient_scores, roc
 
 #: Folder of the tables, beside the runs'.
 MEMBERSHIP = "privacy_membership"
 VERSION = 2  # raise it when scores change their meaning: old ones are then ignored
+_LAYOUT = Layout("attacks", ("scores", "fit", "roc"), "%.5g")
 NUM_TARGETS = 5
 #: Where the true-positive rate is read, and the curve's false-positive rates.
 FPR = 0.01
@@ -69,22 +68,11 @@ def attack_members(profile: str, dataset: str, arm: str, *, progress: bool = Tru
         for number in range(settings.membership_arms[arm])
     ]
     folder = paths.runs_root(profile) / MEMBERSHIP / _name(dataset, arm, records)
-    if not folder.is_dir():
-        if os.environ.get("FL_UTILS_NO_TRAINING"):
-            raise RecordError(
-                f"There are no attacks {folder.name} in {folder.parent}, and this command does not compute them. Run "
-                f"`make reproduce PROFILE={profile}`."
-            )
-        _computed(dataset, arm, records, folder, progress)
-    try:
-        facts = json.loads((folder / "facts.json").read_text())
-        tables = {name: pd.read_csv(folder / f"{name}.csv") for name in ("scores", "fit", "roc")}
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{folder} cannot be read: {error}. Delete it and run again.") from error
-    return Membership(dataset, arm, facts, **tables)
+    found = load_or_compute(folder, _LAYOUT, profile, lambda: _computed(dataset, arm, records, progress))
+    return Membership(dataset, arm, found.facts, **found.tables)
 
 
-def _computed(dataset: str, arm: str, records: list[RunRecord], folder: Path, progress: bool) -> None:
+def _computed(dataset: str, arm: str, records: list[RunRecord], progress: bool) -> Content:
     configs = [ExperimentConfig(**record.config) for record in records]
     data = data_of(configs[0])
     pool = share_out(data, configs[0]).split.train
@@ -119,23 +107,14 @@ def _computed(dataset: str, arm: str, records: list[RunRecord], folder: Path, pr
         "runs": [record.path.name for record in records],
         "num_shadows": len(records) - 1 if len(records) == NUM_SHADOWS else 0,
     }
-
-    def write(temporary: Path) -> None:
-        for name, table in tables.items():
-            table.to_csv(temporary / f"{name}.csv", index=False, float_format="%.5g")
-        (temporary / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")
-
-    write_folder(folder, write, what="attacks")
+    return Content(tables, facts)
 
 
 def _outputs(config: ExperimentConfig, data: ImageDataset, pool: np.ndarray, weights) -> np.ndarray:
     """float64 [N, K], log-probabilities; computed from logits, which do not round to 0 or 1."""
     import tensorflow as tf
 
-    from fl_utils.models.classifiers import build_model
-
-    model = build_model(config.model, data.images.shape[1:], data.num_classes)
-    model.set_weights(weights)
+    model = trained_model(config, data, weights)
     parts = np.array_split(pool, max(1, len(pool) // 512))
     logits = [model(data.images[part].astype(np.float32) / 255, training=False).numpy() for part in parts]
     return tf.nn.log_softmax(np.concatenate(logits).astype(np.float64)).numpy()
@@ -154,5 +133,4 @@ def _attacks(target: int, log_probabilities: np.ndarray, labels: np.ndarray, ins
 
 
 def _name(dataset: str, arm: str, records: list[RunRecord]) -> str:
-    text = json.dumps([VERSION, NUM_TARGETS, FPR, [record.path.name for record in records]])
-    return f"{dataset}_{arm}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{dataset}_{arm}_{digest([VERSION, NUM_TARGETS, FPR, [record.path.name for record in records]])}"

@@ -12,9 +12,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from fl_utils.config import NUM_SHADOWS, ExperimentConfig, make_config
-from fl_utils.experiments.plans import TUNING_SEED, validation_score
-from fl_utils.experiments.run import run
-from fl_utils.learning.errors import TrainingError
+from fl_utils.experiments.plans import TUNING_SEED, best_trial, validation_score
 
 #: Experiment folders of the runs.
 PRIVACY = "privacy"
@@ -185,17 +183,12 @@ def tuned(profile: str, dataset: str, arm: str, progress: bool = False) -> tuple
     arm = TUNED_AS.get(arm, arm)
     if not SETTINGS[profile].tuned:
         return UNTUNED[arm], {}
-    trials = []
-    for trial in trials_of(arm):
-        config = privacy_config(profile, dataset, arm, TUNING_SEED, **trial)
-        record = run(config, experiment=PRIVACY_TUNING, progress=progress, keep_diverged=True)
-        diverged = "diverged_at_round" in record.environment
-        trials.append({**trial, "score": None if diverged else round(validation_score(record), 4)})
-    scored = [trial for trial in trials if trial["score"] is not None]
-    if not scored:
-        raise TrainingError(f"{dataset} {arm}: training diverged in each of {len(trials)} trials.")
-    best = max(scored, key=lambda trial: trial["score"])
-    return {name: value for name, value in best.items() if name != "score"}, {"tuning": {"seed": TUNING_SEED, "trials": trials}}
+    trials = trials_of(arm)
+    configs = [privacy_config(profile, dataset, arm, TUNING_SEED, **trial) for trial in trials]
+    return best_trial(
+        trials, configs, name=f"{dataset} {arm}", experiment=PRIVACY_TUNING, progress=progress,
+        score=lambda record: round(validation_score(record), 4),
+    )
 
 
 def tuning_facts(profile: str, dataset: str) -> Callable[[ExperimentConfig], dict]:

@@ -7,10 +7,7 @@ Times are of one machine at one time, which `facts` describes; they are not meas
 """
 
 import dataclasses
-import hashlib
 import importlib.metadata
-import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +17,14 @@ from tqdm.auto import tqdm
 from fl_utils import paths
 from fl_utils.config import ExperimentConfig
 from fl_utils.data.types import ImageDataset
+from fl_utils.experiments.classifying import trained_model
 from fl_utils.experiments.explaining import test_examples
 from fl_utils.experiments.hospitals import as_taken, share_out
+from fl_utils.experiments.measured import Content, Layout, digest, load_or_compute
 from fl_utils.experiments.run import data_of, selected_weights
 from fl_utils.experiments.secret_numbers import five_in_shares, recombined, sum_in_shares, what_one_share_tells
 from fl_utils.experiments.secure_costs import REPETITIONS, aggregation, encrypted_head_table
-from fl_utils.records import RecordError, RunRecord, describe_environment, write_folder
+from fl_utils.records import RunRecord, describe_environment
 
 __all__ = [
     "SecureSums", "aggregation", "encrypted_head_table", "five_in_shares", "measure", "recombined", "sum_in_shares",
@@ -36,7 +35,7 @@ SECURE_SUMS = "secure_sums"
 VERSION = 1  # raise it when measurements change their meaning: old ones are then ignored
 #: Test images for the encrypted last layer, at most.
 NUM_IMAGES = 8
-_TABLES = ("aggregation", "head")
+_LAYOUT = Layout("measurements", ("aggregation", "head"), "%.4g", verb="make")
 _LIBRARIES = ("tenseal", "mpyc")
 
 
@@ -75,22 +74,15 @@ def measure(profile: str, *, record: RunRecord, progress: bool = True) -> Secure
       ValueError: the run is of another kind.
     """
     folder = paths.runs_root(profile) / SECURE_SUMS / _name(record)
-    if not folder.is_dir():
-        if os.environ.get("FL_UTILS_NO_TRAINING"):
-            raise RecordError(
-                f"There are no measurements {folder.name} in {folder.parent}, and this command does not make them. Run "
-                f"`make reproduce PROFILE={profile}`."
-            )
-        _write(folder, _measured(profile, record, progress))
-    return _load(folder)
+    found = load_or_compute(folder, _LAYOUT, profile, lambda: _measured(profile, record, progress))
+    return SecureSums(**found.tables, facts=found.facts, path=folder)
 
 
 def _name(record: RunRecord) -> str:
-    digest = hashlib.sha256(json.dumps([VERSION, record.path.name]).encode()).hexdigest()[:8]
-    return f"{record.config['dataset']}_s{record.config['seed']}_{digest}"
+    return f"{record.config['dataset']}_s{record.config['seed']}_{digest([VERSION, record.path.name])}"
 
 
-def _measured(profile: str, record: RunRecord, progress: bool) -> dict:
+def _measured(profile: str, record: RunRecord, progress: bool) -> Content:
     config = ExperimentConfig(**record.config)
     _check(config, record.path.name)
     from fl_utils.experiments.training import hospital_updates  # loads TensorFlow
@@ -119,7 +111,7 @@ def _measured(profile: str, record: RunRecord, progress: bool) -> dict:
         "num_parameters": sum(part.size for part in sent[0]), "num_examples": num_examples, "round": round_num,
         "image_size_px": config.image_size_px, "repetitions": REPETITIONS,
     }
-    return {"aggregation": added, "head": head.assign(image=examples), "facts": facts | environment}
+    return Content({"aggregation": added, "head": head.assign(image=examples)}, facts | environment)
 
 
 def _check(config: ExperimentConfig, name: str) -> None:
@@ -143,31 +135,7 @@ def _last_layer(
     """What the last layer is given for the examples, float32 [N, F]; its kernel [F, K] and bias [K]."""
     import keras
 
-    from fl_utils.models.classifiers import build_model
-
-    model = build_model(config.model, data.images.shape[1:], data.num_classes)
-    variables = model.trainable_variables + model.non_trainable_variables
-    # Statistics that do not travel stay as the model was built with.
-    for variable, weight in zip(variables[: len(weights)], weights, strict=True):
-        variable.assign(weight)
+    model = trained_model(config, data, weights)
     last = model.layers[-1]
     features = keras.Model(model.inputs, last.input)(data.images[examples].astype(np.float32) / 255.0, training=False)
     return features.numpy(), *last.get_weights()
-
-
-def _write(folder: Path, content: dict) -> None:
-    def write(temporary: Path) -> None:
-        for name in _TABLES:
-            content[name].to_csv(temporary / f"{name}.csv", index=False, float_format="%.4g")
-        (temporary / "facts.json").write_text(json.dumps(content["facts"], indent=2) + "\n")
-
-    write_folder(folder, write, what="measurements")
-
-
-def _load(folder: Path) -> SecureSums:
-    try:
-        tables = {name: pd.read_csv(folder / f"{name}.csv") for name in _TABLES}
-        facts = json.loads((folder / "facts.json").read_text())
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{folder} cannot be read: {error}. Delete it and run again.") from error
-    return SecureSums(**tables, facts=facts, path=folder)

@@ -8,8 +8,7 @@ import pandas as pd
 
 from fl_utils.config import SEGMENTERS, ExperimentConfig, make_config
 from fl_utils.data.catalogue import card
-from fl_utils.experiments.plans import equal_steps, parts_of, validation_score
-from fl_utils.experiments.run import run
+from fl_utils.experiments.plans import TUNING_SEED, equal_steps, parts_of, trial_score, validation_score
 from fl_utils.learning.errors import TrainingError
 from fl_utils.records import RecordError
 
@@ -18,8 +17,7 @@ SEGMENTATION = "segmentation"
 SEGMENTATION_TUNING = "segmentation_tuning"
 NUM_CLIENTS = 5
 METHODS = ("centralized", "local", "fedavg")
-#: How the settings are chosen: by validation Dice, for each method by itself, on a seed of its own.
-TUNING_SEED = 1000
+#: How the settings are chosen: by validation Dice, for each method by itself, on a seed of its own (TUNING_SEED).
 TUNING_GRID = tuple(itertools.product((0.03, 0.1), (False, True)))
 #: Where nothing is tuned: (learning rate, augmentation).
 UNTUNED = (0.1, False)
@@ -119,13 +117,15 @@ def trials(profile: str, methods: Sequence[str] = METHODS, *, progress: bool = F
     """
     rows = []
     for config in (config for config in tuning_configs(profile) if config.method in methods):
-        try:  # kept, so that it is not trained again for every method
-            record = run(config, experiment=SEGMENTATION_TUNING, progress=progress, keep_diverged=True)
-            dice = float("nan") if "diverged_at_round" in record.environment else validation_score(record, "dice")
+        try:
+            dice = trial_score(
+                config, experiment=SEGMENTATION_TUNING, progress=progress,
+                score=lambda record: validation_score(record, "dice"),
+            )
         except TrainingError:  # in its first round: there is nothing to keep
-            dice = float("nan")
+            dice = None
         rows.append((config.method, config.client_learning_rate, config.augment, dice))
-    return pd.DataFrame(rows, columns=["method", "learning_rate", "augment", "dice"])
+    return pd.DataFrame(rows, columns=["method", "learning_rate", "augment", "dice"]).astype({"dice": float})
 
 
 def tuned(profile: str, method: str, *, progress: bool = False) -> tuple[float, bool]:

@@ -11,6 +11,7 @@ from fl_utils.data.types import DataError
 from fl_utils.experiments import explain_models, explain_plan, explaining
 from fl_utils.experiments import run as run_module
 from fl_utils.experiments.explaining import explain, images_of, records_of, upsampled
+from fl_utils.experiments.measured import Content, load, write
 from fl_utils.experiments.run import selected_weights
 from fl_utils.records import RecordError
 
@@ -97,8 +98,7 @@ def test_other_settings_are_other_scores_and_not_computed_where_that_is_forbidde
 
 def content(tiny):
     tables = {name: getattr(tiny, name) for name in ("scores", "agreement", "sanity", "shortcut")}
-    maps = {"maps": tiny.maps, "marked_maps": tiny.marked_maps}
-    return {"tables": tables, "examples": tiny.examples, "facts": tiny.facts} | maps
+    return Content(tables, tiny.facts, {"examples": tiny.examples})
 
 
 def test_scores_are_written_whole_or_not_at_all(tiny, tmp_path, monkeypatch):
@@ -107,23 +107,23 @@ def test_scores_are_written_whole_or_not_at_all(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "savez_compressed", full)
     with pytest.raises(RecordError, match="could not be written .*No space left on device. Free some space"):
-        explaining._write(tmp_path / "scores" / "one", content(tiny))
+        write(tmp_path / "scores" / "one", explaining._LAYOUT, content(tiny))
     assert list((tmp_path / "scores").iterdir()) == []
     monkeypatch.setattr(np, "savez_compressed", lambda *args, **kwargs: pytest.fail("killed"))
     with pytest.raises(pytest.fail.Exception):
-        explaining._write(tmp_path / "scores" / "one", content(tiny))
+        write(tmp_path / "scores" / "one", explaining._LAYOUT, content(tiny))
     assert list((tmp_path / "scores").iterdir()) == []
 
 
 def test_damaged_scores_say_what_to_do(tiny, tmp_path):
     folder = tmp_path / "one"
-    explaining._write(folder, content(tiny))
+    write(folder, explaining._LAYOUT, content(tiny))
     (folder / "maps.npz").write_bytes(b"no archive")
     with pytest.raises(RecordError, match="one cannot be read: .* Delete it and run again"):
-        explaining._load(folder, "phantom_chest", 0)
+        load(folder, explaining._LAYOUT)
     (folder / "scores.csv").unlink()
     with pytest.raises(RecordError, match="scores.csv"):
-        explaining._load(folder, "phantom_chest", 0)
+        load(folder, explaining._LAYOUT)
 
 
 def test_marked_cases_are_the_sick_with_the_mark(tiny):

@@ -5,7 +5,7 @@ import pytest
 
 from fl_utils import records
 from fl_utils.config import METHOD_FIELDS, ConfigError, ExperimentConfig
-from fl_utils.experiments import grid
+from fl_utils.experiments import grid, plans
 from fl_utils.experiments.plans import TUNING_SEED
 from fl_utils.learning.errors import TrainingError
 
@@ -177,7 +177,7 @@ def tried(monkeypatch, scores, diverged=()):
         metrics = pd.DataFrame(rows, columns=records.METRIC_COLUMNS)
         return records.RunRecord(config.model_dump(), metrics, pd.DataFrame(), facts, None)
 
-    monkeypatch.setattr(grid, "run", run)
+    monkeypatch.setattr(plans, "run", run)
     return asked
 
 

@@ -15,6 +15,7 @@ from fl_utils import plotting
 from fl_utils.experiments.cells import ALGORITHMS
 from fl_utils.plotting import save
 from fl_utils.statistics import seed_interval
+from tests.unit.made_figures import legend_texts, on_its_page
 
 PANELS = ("Brain MRI", "Chest X-ray")
 CLASSES = ("glioma", "meningioma", "no_tumor", "pituitary")
@@ -127,20 +128,8 @@ FIGURES = {
 NEEDED = [(name, column) for name, (_, _, columns) in FIGURES.items() for column in columns.split()]
 
 
-def legend_texts(figure):
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-
-
 def titles(figure):
     return [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
-
-
-def assert_nothing_is_cut_off(figure):
-    figure.draw_without_rendering()
-    box = figure.get_tightbbox()
-    width, height = figure.get_size_inches()
-    assert box.x0 >= -0.02 and box.y0 >= -0.02, box
-    assert box.x1 <= width + 0.02 and box.y1 <= height + 0.02, (box, width, height)
 
 
 @pytest.fixture
@@ -161,7 +150,7 @@ def test_every_figure_fits_its_page_alone_and_in_panels(name):
     for one in frames:
         figure = draw(one)
         assert isinstance(figure, Figure)
-        assert_nothing_is_cut_off(figure)
+        assert on_its_page(figure)
         # The title stands in the caption.
         assert figure.get_suptitle() == ""
     if "panel" in frame and name != "confusion_matrices":
@@ -375,8 +364,8 @@ def test_pair_gallery_draws_the_pictures_of_a_pair_side_by_side():
     assert drawn.shape == (16, 33) and (drawn[:, 16] == 255).all()
     assert {ax.images[0].get_clim() for ax in figure.axes} == {(0, 255)}
     assert [ax.get_xlabel().replace("\n", " ") for ax in figure.axes] == names
-    assert_nothing_is_cut_off(figure)
-    assert_nothing_is_cut_off(plotting.pair_gallery(images[:1], images[1:2], names[:1]))
+    assert on_its_page(figure)
+    assert on_its_page(plotting.pair_gallery(images[:1], images[1:2], names[:1]))
     assert len(plotting.pair_gallery(images[:2], images[2:4], names[:2], columns=0).axes) == 2
 
 
@@ -410,7 +399,7 @@ def test_the_legend_says_what_the_outline_is():
     said = "Outline of the hippocampus"
     figure = plotting.image_gallery(images, labels, ["a", "b"], masks, per_class=2, outline=said)
     assert legend_texts(figure) == [said]
-    assert_nothing_is_cut_off(figure)
+    assert on_its_page(figure)
     # An image without a lesion has no outline, and without masks there is nothing to explain.
     masks[0] = 0
     figure = plotting.image_gallery(images, labels, ["a", "b"], masks, per_class=2)
@@ -426,7 +415,7 @@ def test_image_gallery_outlines_lesions_and_leaves_places_empty():
     assert {ax.images[0].get_clim() for ax in figure.axes if ax.images} == {(0, 255)}
     assert figure.axes[0].get_ylabel() == "no tumor" and legend_texts(figure) == ["Outline of the lesion"]
     assert "0 (black) to 255 (white)" in figure.get_supxlabel()
-    assert_nothing_is_cut_off(figure)
+    assert on_its_page(figure)
     assert plotting.image_gallery(images, labels, ["a", "b"]).legends == []
 
 
@@ -437,7 +426,7 @@ def test_case_gallery_frames_right_and_wrong_differently():
     frames = [ax.patches[0] for ax in figure.axes]
     assert len(frames) == 6 and frames[0].get_linestyle() != frames[1].get_linestyle()
     assert figure.axes[0].get_xlabel().count("\n") >= 1 and legend_texts(figure) == ["right", "wrong"]
-    assert_nothing_is_cut_off(figure)
+    assert on_its_page(figure)
     assert legend_texts(plotting.case_gallery(images, names, [False] * 6)) == ["wrong"]
 
 
@@ -490,7 +479,7 @@ def test_synthetic_figures_say_so(results, draw):
         plotting.save_figure(figure, "fig", **save_args())
         assert figure.get_supxlabel().count("synthetic phantoms") == 1
     assert height < figure.get_figheight() < height + 0.3
-    assert_nothing_is_cut_off(figure)
+    assert on_its_page(figure)
     assert "synthetic phantoms" in (results / "quick/figures/fig.md").read_text()
     real = draw()
     plotting.save_figure(real, "fig", **save_args(profile="paper", synthetic=False))

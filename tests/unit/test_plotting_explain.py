@@ -9,6 +9,10 @@ from matplotlib.colors import to_hex
 
 from fl_utils import plotting
 from fl_utils.plotting import maps as map_pictures
+from tests.unit.made_figures import (
+    check_a_missing_column_is_named, check_an_empty_table_is_refused, check_double_rows_are_refused, columns_of,
+    legend_texts, on_its_page,
+)  # fmt: skip
 
 PANELS = ("Brain MRI", "Chest X-ray")
 NAMES = ("centralized", "fedavg", "alone", "untrained")
@@ -74,16 +78,6 @@ def view(**changes):
     return arguments | changes
 
 
-def on_its_page(figure):
-    figure.draw_without_rendering()
-    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-    return box.x0 >= -0.02 and box.y0 >= -0.02 and box.x1 <= width + 0.02 and box.y1 <= height + 0.02
-
-
-def legend_texts(figure):
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-
-
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_fits_its_page_whole_and_in_part(name):
     frame = FIGURES[name][0]()
@@ -91,19 +85,15 @@ def test_every_figure_fits_its_page_whole_and_in_part(name):
         assert on_its_page(getattr(plotting, name)(one))
 
 
-@pytest.mark.parametrize(("name", "column"), [(n, c) for n, (_, columns) in FIGURES.items() for c in columns.split()])
+@pytest.mark.parametrize(("name", "column"), columns_of(FIGURES))
 def test_a_missing_column_is_named(name, column):
-    with pytest.raises(ValueError, match=f"{name}: column '{column}' is missing"):
-        getattr(plotting, name)(FIGURES[name][0]().drop(columns=column))
+    check_a_missing_column_is_named(name, FIGURES[name][0](), column)
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_empty_tables_and_double_rows_are_refused(name):
-    frame, draw = FIGURES[name][0](), getattr(plotting, name)
-    with pytest.raises(ValueError, match=f"{name}: the table .*no rows"):
-        draw(frame.iloc[:0])
-    with pytest.raises(ValueError, match="more than one row for "):
-        draw(pd.concat([frame, frame.iloc[:1]]))
+    check_an_empty_table_is_refused(name, FIGURES[name][0]())
+    check_double_rows_are_refused(name, FIGURES[name][0]())
 
 
 def test_the_measure_is_chosen_and_must_be_there():

@@ -9,6 +9,10 @@ from matplotlib.figure import Figure
 from fl_utils import plotting
 from fl_utils.experiments.cells import ALGORITHMS
 from fl_utils.plotting import grid
+from tests.unit.made_figures import (
+    check_a_missing_column_is_named, check_an_empty_table_is_refused, check_double_rows_are_refused, columns_of,
+    legend_texts, on_its_page,
+)  # fmt: skip
 
 PANELS = ("Brain MRI", "Chest X-ray")
 PARTITIONS = ("IID", "Dirichlet 0.1", "Half of the classes")
@@ -81,10 +85,6 @@ FIGURES = {
 }
 
 
-def legend_texts(figure):
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-
-
 def texts(ax):
     return [text.get_text() for text in ax.texts]
 
@@ -110,25 +110,19 @@ def test_every_figure_fits_its_page_whole_and_in_part(name):
     frames = [frame] + ([frame[frame["panel"] == frame["panel"].iloc[0]]] if "panel" in frame else [frame.iloc[:2]])
     for one in frames:
         figure = getattr(plotting, name)(one)
-        assert isinstance(figure, Figure) and figure.get_suptitle() == ""
-        figure.draw_without_rendering()
-        box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-        assert box.x0 >= -0.02 and box.y0 >= -0.02 and box.x1 <= width + 0.02 and box.y1 <= height + 0.02
+        assert isinstance(figure, Figure) and figure.get_suptitle() == "" and on_its_page(figure)
 
 
-@pytest.mark.parametrize(("name", "column"), [(n, c) for n, (_, columns) in FIGURES.items() for c in columns.split()])
+@pytest.mark.parametrize(("name", "column"), columns_of(FIGURES))
 def test_a_missing_column_is_named(name, column):
-    with pytest.raises(ValueError, match=f"{name}: column '{column}' is missing"):
-        getattr(plotting, name)(FIGURES[name][0]().drop(columns=column))
+    check_a_missing_column_is_named(name, FIGURES[name][0](), column)
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_empty_tables_and_double_rows_are_refused(name):
-    frame, draw = FIGURES[name][0](), getattr(plotting, name)
-    with pytest.raises(ValueError, match=f"{name}: the table .*no rows"):
-        draw(frame.iloc[:0])
-    with pytest.raises(ValueError, match="more than one row for "):
-        draw(pd.concat([frame, frame.iloc[:1]]))
+    check_an_empty_table_is_refused(name, FIGURES[name][0]())
+    drawn_by = {"norm_panel": "intervals"}.get(name)
+    check_double_rows_are_refused(name, FIGURES[name][0](), drawn_by)
 
 
 @pytest.mark.parametrize("name", ["gap_bars", "cost_to_target", "hospital_spread", "order_check", "rank_diagram"])

@@ -12,6 +12,10 @@ from matplotlib.colors import to_hex, to_rgb
 from fl_utils import plotting
 from fl_utils.plotting import privacy
 from fl_utils.plotting.privacy_attacks import reached_tpr
+from tests.unit.made_figures import (
+    check_a_missing_column_is_named, check_an_empty_table_is_refused, check_double_rows_are_refused, columns_of,
+    legend_clear_of_data, legend_texts, on_its_page, ticks,
+)  # fmt: skip
 
 PANELS = ("Brain MRI", "Chest X-ray")
 ARMS = ("none", "patient_8", "hospital_few_adaptive", "encrypted")
@@ -92,28 +96,6 @@ def pictures(num=3, **changes):
     return arguments | changes
 
 
-def on_its_page(figure):
-    figure.draw_without_rendering()
-    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-    return box.x0 >= -0.02 and box.y0 >= -0.02 and box.x1 <= width + 0.02 and box.y1 <= height + 0.02
-
-
-def legend_texts(figure):
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-
-
-def legend_clear_of_data(figure):
-    figure.draw_without_rendering()
-    return all(
-        not legend.get_window_extent().overlaps(ax.get_window_extent())
-        for legend in figure.legends for ax in figure.axes
-    )  # fmt: skip
-
-
-def ticks(axis):
-    return [tick.get_text().replace("\n", " ") for tick in axis.get_ticklabels()]
-
-
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_fits_its_page_whole_and_in_part(name):
     frame = FIGURES[name][0]()
@@ -122,20 +104,16 @@ def test_every_figure_fits_its_page_whole_and_in_part(name):
         assert on_its_page(figure) and legend_clear_of_data(figure) and figure.get_suptitle() == ""
 
 
-@pytest.mark.parametrize(("name", "column"), [(n, c) for n, (_, columns) in FIGURES.items() for c in columns.split()])
+@pytest.mark.parametrize(("name", "column"), columns_of(FIGURES))
 def test_a_missing_column_is_named(name, column):
-    with pytest.raises(ValueError, match=f"{name}: column '{column}' is missing"):
-        getattr(plotting, name)(FIGURES[name][0]().drop(columns=column))
+    check_a_missing_column_is_named(name, FIGURES[name][0](), column)
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_empty_tables_and_double_rows_are_refused(name):
-    frame, draw = FIGURES[name][0](), getattr(plotting, name)
-    with pytest.raises(ValueError, match=f"{name}: the table .*no rows"):
-        draw(frame.iloc[:0])
+    check_an_empty_table_is_refused(name, FIGURES[name][0]())
     if name != "membership_roc":  # a curve may touch a point twice
-        with pytest.raises(ValueError, match=f"{name}: more than one row for "):
-            draw(pd.concat([frame, frame.iloc[:1]]))
+        check_double_rows_are_refused(name, FIGURES[name][0]())
 
 
 @pytest.mark.parametrize("name", ["membership_points", "membership_roc", "protection_heatmap"])

@@ -17,6 +17,10 @@ from fl_utils.data.volumes import Volume
 from fl_utils.plotting import slices as slice_pictures
 from fl_utils.plotting.segmentation import OPACITY, SegmentedCase
 from fl_utils.plotting.segmentation_scores import agreement_limits
+from tests.unit.made_figures import (
+    check_a_missing_column_is_named, check_an_empty_table_is_refused, check_double_rows_are_refused, legend_texts,
+    on_its_page,
+)  # fmt: skip
 
 NAMES = ("background", "anterior_part", "posterior")
 SHAPE, SPACING = (12, 16, 8), (1.0, 0.5, 3.0)
@@ -34,16 +38,6 @@ def made_case(**changes):
         "class_names": NAMES,
     }
     return SegmentedCase(**arguments | changes)
-
-
-def legend_texts(figure):
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-
-
-def on_its_page(figure):
-    figure.draw_without_rendering()
-    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
-    return box.x0 >= -0.02 and box.y0 >= -0.02 and box.x1 <= width + 0.02 and box.y1 <= height + 0.02 and width <= 9
 
 
 def outlines(ax):
@@ -348,16 +342,13 @@ def test_every_chart_fits_its_page_and_refuses_missing_columns_and_rows(name):
     panel = "model" if name == "hospital_dice" else "region"
     assert on_its_page(draw(make()[lambda df: df[panel] == df[panel].iloc[0]]))
     for column in columns.split():
-        with pytest.raises(ValueError, match=f"{name}: column '{column}' is missing"):
-            draw(make().drop(columns=column))
-    with pytest.raises(ValueError, match=f"{name}: the table .*no rows"):
-        draw(make().iloc[:0])
+        check_a_missing_column_is_named(name, make(), column)
+    check_an_empty_table_is_refused(name, make())
     if name != "volume_agreement":
         assert on_its_page(draw(make().assign(low=np.nan, high=np.nan)))
         with pytest.raises(ValueError, match=f"{name}: a mean lies outside its interval"):
             draw(make().assign(high=0.1))
-        with pytest.raises(ValueError, match=f"{name}: more than one row"):
-            draw(pd.concat([make(), make().iloc[:1]]))
+        check_double_rows_are_refused(name, make())
 
 
 def test_score_dots_are_filled_for_the_unet_and_open_for_the_attention_unet():

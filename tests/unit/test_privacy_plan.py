@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from fl_utils.config import NUM_SHADOWS, PROTECTION_LABELS, make_config
-from fl_utils.experiments import inversion_plan, privacy_answer, privacy_plan, privacy_report
+from fl_utils.experiments import inversion_plan, plans, privacy_answer, privacy_plan, privacy_report
 from fl_utils.experiments.hospitals import share_out
 from fl_utils.experiments.plans import TUNING_SEED
 from fl_utils.experiments.privacy_plan import (
@@ -170,7 +170,7 @@ def scores(monkeypatch):
         metrics = pd.DataFrame(rows, columns=["round", "client", "split", "metric", "value"])
         return RunRecord(config.model_dump(), metrics, pd.DataFrame(), environment, Path("made"))
 
-    monkeypatch.setattr(privacy_plan, "run", made_run)
+    monkeypatch.setattr(plans, "run", made_run)
     return table, asked
 
 

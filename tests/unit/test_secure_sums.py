@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from fl_utils import records, seeding
 from fl_utils.config import ExperimentConfig
 from fl_utils.experiments import secure_costs, secure_sums
+from fl_utils.experiments.classifying import trained_model
 from fl_utils.experiments.hospitals import as_taken, share_out
+from fl_utils.experiments.measured import Content, load, write
 from fl_utils.experiments.plans import base_config
 from fl_utils.experiments.run import data_of, run, selected_weights
 from fl_utils.experiments.secret_numbers import five_in_shares, recombined, sum_in_shares, what_one_share_tells
@@ -233,6 +235,24 @@ def test_what_was_measured_is_of_the_runs_model_and_images(record, measured):
     assert (head["max_error"] <= head["error_bound"]).all()
 
 
+def test_a_runs_model_has_its_weights_and_its_own_statistics_where_none_travelled(record):
+    from fl_utils.models.classifiers import build_model
+
+    config = ExperimentConfig(**record.config).model_copy(update={"model": "norm_cnn_batch"})
+    data = data_of(config)
+    built = build_model(config.model, data.images.shape[1:], data.num_classes)
+    learned, statistics = ([part.numpy() for part in parts] for parts in (built.trainable_variables, built.non_trainable_variables))
+    moved = [part + 1 for part in learned + statistics]
+    for weights, kept in ((moved, moved), (moved[: len(learned)], moved[: len(learned)] + statistics)):
+        model = trained_model(config, data, weights)
+        found = model.trainable_variables + model.non_trainable_variables
+        for variable, weight in zip(found, kept, strict=True):
+            np.testing.assert_array_equal(variable.numpy(), weight)
+    for wrong in (moved[:-1], moved[: len(learned) - 1], [*moved, moved[0]]):
+        with pytest.raises(ValueError):
+            trained_model(config, data, wrong)
+
+
 def test_a_second_call_loads(record, measured, monkeypatch):
     monkeypatch.setattr(secure_sums, "_measured", lambda *args: pytest.fail("measured again"))
     monkeypatch.setenv("FL_UTILS_NO_TRAINING", "1")
@@ -244,15 +264,15 @@ def test_a_second_call_loads(record, measured, monkeypatch):
 
 
 def test_what_is_written_is_what_is_loaded(measured, tmp_path):
-    content = {"aggregation": measured.aggregation, "head": measured.head, "facts": measured.facts}
-    secure_sums._write(tmp_path / "one", content)
-    again = secure_sums._load(tmp_path / "one")
-    pd.testing.assert_frame_equal(again.aggregation, measured.aggregation)
-    pd.testing.assert_frame_equal(again.head, measured.head)
+    tables = {"aggregation": measured.aggregation, "head": measured.head}
+    write(tmp_path / "one", secure_sums._LAYOUT, Content(tables, measured.facts))
+    again = load(tmp_path / "one", secure_sums._LAYOUT)
+    for name, table in tables.items():
+        pd.testing.assert_frame_equal(again.tables[name], table)
     assert again.facts == measured.facts
     (tmp_path / "one" / "facts.json").write_text("{")
     with pytest.raises(RecordError, match="one cannot be read: .*Delete it and run again"):
-        secure_sums._load(tmp_path / "one")
+        load(tmp_path / "one", secure_sums._LAYOUT)
 
 
 def test_measurements_are_written_whole_or_not_at_all(measured, tmp_path, monkeypatch):
@@ -260,9 +280,9 @@ def test_measurements_are_written_whole_or_not_at_all(measured, tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(json, "dumps", full)
-    content = {"aggregation": measured.aggregation, "head": measured.head, "facts": measured.facts}
+    content = Content({"aggregation": measured.aggregation, "head": measured.head}, measured.facts)
     with pytest.raises(RecordError, match="The measurements one could not be written .*No space left on device"):
-        secure_sums._write(tmp_path / "sums" / "one", content)
+        write(tmp_path / "sums" / "one", secure_sums._LAYOUT, content)
     assert list((tmp_path / "sums").iterdir()) == []
 
 

@@ -12,7 +12,7 @@ from fl_utils.config import SEGMENTERS, ExperimentConfig, make_config
 from fl_utils.data import PartitionError, phantoms
 from fl_utils.data.catalogue import card
 from fl_utils.data.scanned import scan_slices
-from fl_utils.experiments import segment_plan, segmenting
+from fl_utils.experiments import plans, segment_plan, segmenting
 from fl_utils.experiments.hospitals import MIN_EXAMPLES, owners, pooled
 from fl_utils.experiments.segment_plan import METHODS, NUM_CLIENTS, SETTINGS, segment_config
 from fl_utils.experiments.segmenting import followed_rounds, hospitals_of, volumes_as_taken
@@ -247,7 +247,7 @@ def fake_runs(monkeypatch, dice_of):
         facts = {"selected_round": dict.fromkeys(clients, 2)} | ({} if dice else {"diverged_at_round": {"all": 3}})
         return types.SimpleNamespace(metrics=pd.DataFrame(rows, columns=records.METRIC_COLUMNS), environment=facts)
 
-    monkeypatch.setattr(segment_plan, "run", run)
+    monkeypatch.setattr(plans, "run", run)
     return asked
 
 
@@ -284,7 +284,7 @@ def test_every_trial_diverged(monkeypatch):
 
 
 def test_what_is_not_tuned_asks_for_no_run(monkeypatch):
-    monkeypatch.setattr(segment_plan, "run", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(plans, "run", lambda *_, **__: pytest.fail("trained"))
     assert segment_plan.tuned("quick", "fedavg") == segment_plan.UNTUNED
     assert {c.client_learning_rate for c in segment_plan.configs_05("smoke")} == {segment_plan.UNTUNED[0]}
 
