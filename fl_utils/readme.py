@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from fl_utils import paths
-from fl_utils.config import METHOD_LABELS
+from fl_utils.config import AGGREGATOR_LABELS, ATTACK_LABELS, METHOD_LABELS
 from fl_utils.records import load_all
 
 BEGIN, END = "<!-- results: written by `make figures` -->", "<!-- end of results -->"
@@ -41,7 +41,7 @@ def results_table() -> str:
         f"{(compared['verdict'] == word).sum()} of {len(compared)} comparisons significantly {word} than FedAvg"
         for word in ("better", "worse")
     )
-    fourth, fifth, sixth = (says(paths.results_root("paper")) for says in (_looks, _segments, _protects))
+    fourth, fifth, sixth, seventh = (says(paths.results_root("paper")) for says in (_looks, _segments, _protects, _survives))
     hours = training_hours()
     data = "brain MRI (4 classes), chest X-ray (pneumonia)"
     rows = [
@@ -65,6 +65,9 @@ def results_table() -> str:
          f"quick 6 min, paper {hours['05']:.1f} h (half with two processes)", fifth),
         ("[06](notebooks/06_privacy.ipynb)", "What does privacy cost a federation, and what does it buy?", data,
          f"quick 3 min, paper {hours['06']:.1f} h (half with two processes)", sixth),
+        ("[07](notebooks/07_poisoning.ipynb)",
+         "What does one bad hospital do to a federation, and which rule at the server survives it?", "brain MRI (4 classes)",
+         f"quick 4 min, paper {hours['07']:.1f} h (half with two processes)", seventh),
     ]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -136,13 +139,38 @@ def _protects(root: Path) -> str:
     return "; ".join(parts)
 
 
+def _survives(root: Path) -> str:
+    """Notebook 07 in a line: what ruins the mean, and of how much each rule is shown to survive."""
+    accuracy = pd.read_csv(root / "tables" / "tab07_accuracy.csv")
+    attacked = accuracy[(accuracy["attack"] != "clean") & (accuracy["schedule"] == "fixed")]
+    fraction, parts = attacked["fraction"].mode().min(), []
+    for name, rows in attacked[attacked["fraction"] == fraction].groupby("panel", sort=False):
+        clean = accuracy.query("panel == @name and attack == 'clean' and aggregator == 'mean'").iloc[0]
+        ruined = rows[(rows["aggregator"] == "mean") & (rows["verdict"] == "ruined")]
+        said = ", ".join(ATTACK_LABELS[attack] for attack in ruined["attack"]) or "nothing that was run"
+        survived = ", ".join(
+            f"{AGGREGATOR_LABELS[rule]} {(own['verdict'] == 'survives').sum()} of {len(own)}"
+            for rule, own in rows.groupby("aggregator", sort=False)
+        )
+        parts.append(
+            f"{name}, {fraction:.0%} of the hospitals bad: the mean ({clean['mean']:.3f} [{clean['low']:.3f}, "
+            f"{clean['high']:.3f}] without an attack) is ruined by {said}; attacks shown to be survived: {survived}"
+        )
+    doors = pd.read_csv(root / "tables" / "tab07_backdoor.csv").query("panel == 'IID' and fraction == @fraction and attack == 'backdoor'")
+    parts.append("a backdoor's success (IID): " + ", ".join(
+        f"{AGGREGATOR_LABELS[row.aggregator]} {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in doors.itertuples()
+    ))
+    return "; ".join(parts)
+
+
 def training_hours() -> dict[str, float]:
     """How long the published runs of each notebook took, from their records; tuning is 02's."""
-    hours = dict.fromkeys(("00", "01", "02", "03", "04", "05", "06"), 0.0)
+    hours = dict.fromkeys(("00", "01", "02", "03", "04", "05", "06", "07"), 0.0)
     of_experiment = {
         "leakage": "00", "tuning": "02", "heterogeneity": "03", "heterogeneity_tuning": "03", "explain": "04",
         "segmentation": "05", "segmentation_tuning": "05",
         "privacy": "06", "privacy_tuning": "06", "privacy_shadows": "06",
+        "poisoning": "07", "poisoning_tuning": "07",
     }
     roots = [paths.runs_root("paper") / experiment for experiment in ("classification", *of_experiment)]
     phantoms = [paths.runs_root("phantoms") / experiment for experiment in ("explain", "segmentation")]

@@ -69,9 +69,9 @@ def attackers_of(config: ExperimentConfig, round_num: int) -> list[int]:
     return sorted(rng.permutation(config.num_clients)[: config.num_attackers].tolist())
 
 
-def aggregator_of(config: ExperimentConfig) -> aggregators.Factory:
-    """The factory of a configuration. Norms adapt by TFF's rules; Multi-Krum takes n - f - 2 updates."""
-    assumed, number = config.assumed_attackers, config.num_clients
+def factory_of(aggregator: str, *, num_clients: int, assumed_attackers: int | None = None) -> aggregators.Factory:
+    """The factory of a key of `config.AGGREGATOR_LABELS`. Norms adapt by TFF's rules; Multi-Krum takes n - f - 2 updates."""
+    number, assumed = num_clients, assumed_attackers
     factories = {
         "mean": aggregators.mean,
         "norm_clipping": aggregators.norm_clipping,
@@ -83,7 +83,7 @@ def aggregator_of(config: ExperimentConfig) -> aggregators.Factory:
         "geometric_median": aggregators.geometric_median,
         "fltrust": aggregators.fltrust,
     }
-    return factories[config.aggregator]()
+    return factories[aggregator]()
 
 
 class RobustLearner:
@@ -114,7 +114,10 @@ class RobustLearner:
         self._honest = [_tensors(images, labels) for images, labels in data]
         self._bad = [_tensors(*self._poisoned(client, *own)) for client, own in enumerate(data)] if config.attack else []
         value_type = tff.to_type([tff.TensorType(np.float32, shape) for shape in self._shapes])
-        self._process = aggregator_of(config).create(value_type, tff.TensorType(np.float32))
+        factory = factory_of(
+            config.aggregator, num_clients=config.num_clients, assumed_attackers=config.assumed_attackers
+        )
+        self._process = factory.create(value_type, tff.TensorType(np.float32))
         self._state = self._process.initialize()
         self.observed: list[tuple[str, str, str, float]] = []
 

@@ -10,6 +10,9 @@ from fl_utils.plotting.images import case_gallery, image_gallery
 from fl_utils.plotting.maps import map_gallery, map_view
 from fl_utils.plotting.method_rows import cost_to_target, gap_bars, hospital_spread
 from fl_utils.plotting.partitions import partition_gallery
+from fl_utils.plotting.poisoning import attack_curves, attack_heatmap, fraction_lines
+from fl_utils.plotting.poisoning_costs import group_error, unusual_hospitals
+from fl_utils.plotting.poisoning_detection import detection_scores, update_map
 from fl_utils.plotting.predictions import confusion_matrices, reliability
 from fl_utils.plotting.privacy import privacy_frontier, protection_heatmap
 from fl_utils.plotting.privacy_attacks import inversion_scores, membership_points, membership_roc
@@ -31,13 +34,18 @@ __all__ = [
     "Look",
     "SegmentedCase",
     "agreement_heatmap",
+    "attack_curves",
+    "attack_heatmap",
     "case_gallery",
     "class_counts",
     "confusion_matrices",
     "cost_to_target",
+    "detection_scores",
+    "fraction_lines",
     "gap_bars",
     "gate_maps",
     "grid_heatmap",
+    "group_error",
     "hospital_dice",
     "hospital_gain",
     "hospital_spread",
@@ -71,5 +79,7 @@ __all__ = [
     "shortcut_dots",
     "slice_view",
     "style",
+    "unusual_hospitals",
+    "update_map",
     "volume_agreement",
 ]

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import matplotlib.style
 
-from fl_utils.config import PROTECTION_LABELS
+from fl_utils.config import AGGREGATOR_LABELS, PROTECTION_LABELS
 
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
@@ -25,7 +25,7 @@ WIDTH = 9.0
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """How one method, model, protection or hospital is drawn, wherever it appears.
+    """How one method, model, protection, aggregator or hospital is drawn, wherever it appears.
 
     Attributes:
       label: words for legends.
@@ -43,7 +43,7 @@ class Look:
         return {"color": self.colour, "marker": self.marker, "linestyle": self.linestyle, "label": self.label}
 
 
-#: The fixed look of every method, model, kind of map and protection.
+#: The fixed look of every method, model, kind of map, protection, aggregator and kind of hospital.
 LOOKS: Mapping[str, Look] = MappingProxyType(
     {
         "centralized": Look("Centralized (pooled data)", BLACK, "s", (0, (5, 2)), "//"),
@@ -89,6 +89,17 @@ LOOKS: Mapping[str, Look] = MappingProxyType(
         ),
         "encrypted": Look(PROTECTION_LABELS["encrypted"], GREEN, "X", "-", "xx"),
         "both": Look(PROTECTION_LABELS["both"], GREEN, "*", (0, (5, 1.5, 1, 1.5)), "++"),
+        "mean": Look(AGGREGATOR_LABELS["mean"], BLACK, "X", "-", ""),
+        "norm_clipping": Look(AGGREGATOR_LABELS["norm_clipping"], SKY_BLUE, "v", (0, (5, 2)), "/"),
+        "norm_zeroing": Look(AGGREGATOR_LABELS["norm_zeroing"], SKY_BLUE, "d", (0, (1, 1.2)), "//"),
+        "coordinate_median": Look(AGGREGATOR_LABELS["coordinate_median"], GREEN, "s", "-", ".."),
+        "trimmed_mean": Look(AGGREGATOR_LABELS["trimmed_mean"], GREEN, "P", (0, (5, 2)), "..."),
+        "krum": Look(AGGREGATOR_LABELS["krum"], VERMILLION, "o", "-", "xx"),
+        "multi_krum": Look(AGGREGATOR_LABELS["multi_krum"], ORANGE, "^", (0, (5, 1.5, 1, 1.5)), "xxx"),
+        "geometric_median": Look(AGGREGATOR_LABELS["geometric_median"], PURPLE, "*", (0, (5, 2)), "\\\\"),
+        "fltrust": Look(AGGREGATOR_LABELS["fltrust"], BLUE, "h", (0, (1, 1.2)), "++"),
+        "attacker": Look("Bad hospital", VERMILLION, "P", "-", "xx"),
+        "honest": Look("Honest hospital", SKY_BLUE, "o", (0, (5, 2)), ""),
     }
 )
 

@@ -10,7 +10,7 @@ from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import StandardScaler
 
 #: Mean silhouette from which two clusters count as apart; 0.5 is "a reasonable structure" in Kaufman and Rousseeuw
-#: 1990, Finding Groups in Data, table 2.4.
+#: 1990, Finding Groups in Data, chapter 2.
 SILHOUETTE = 0.5
 #: Modified z-score above which a value is an outlier, and the factor that makes it one of a normal distribution
 #: (Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers).
@@ -44,7 +44,7 @@ def look(updates: np.ndarray, last_layer: slice | np.ndarray) -> dict[str, np.nd
       than `LEAST_UPDATES` finite updates nothing is flagged and the components are NaN.
     Raises:
       ValueError: updates that are not float [n >= 1, d], or columns that are not there or fewer than two.
-    Source: Tolpegin et al. 2020, arXiv:2007.08432, section 5; Iglewicz and Hoaglin 1993, for the z-score.
+    Source: Tolpegin et al. 2020, arXiv:2007.08432; Iglewicz and Hoaglin 1993, for the z-score.
     """
     columns = _checked_columns(updates, last_layer)
     n = len(updates)

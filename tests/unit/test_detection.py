@@ -198,7 +198,9 @@ def test_what_is_not_defined_is_nan():
     assert np.isnan(precision_recall(two, ~nobody)[2])
 
 
-@pytest.mark.parametrize(("flags", "attackers"), [([1, 0], [1]), ([1, 2], [1, 0]), ([0.5, 0], [1, 0]), ([1, 0], [np.nan, 0])])
+@pytest.mark.parametrize(
+    ("flags", "attackers"), [([1, 0], [1]), ([1, 2], [1, 0]), ([0.5, 0], [1, 0]), ([1, 0], [np.nan, 0])]
+)
 def test_flags_that_are_none_are_refused(flags, attackers):
     with pytest.raises(ValueError, match="True or False each"):
         precision_recall(flags, attackers)
