@@ -8,6 +8,7 @@ factories that `learning.process` takes. Without an attack and with the mean, th
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import keras
@@ -150,7 +151,7 @@ class RobustLearner:
         failed = [str(client) for client in aggregators.left_out(self._state)]
         self._observe(sent, bad, failed)
         if len(failed) == len(losses):
-            return losses  # nobody is left: the loop stops, and names them
+            return dict.fromkeys(losses, math.nan)  # the loop stops and names them
         self._weights = [weight - np.asarray(part) for weight, part in zip(self._weights, output.result, strict=True)]
         return {client: loss for client, loss in losses.items() if client not in failed}
 

@@ -44,11 +44,8 @@ def test_the_last_round_is_reported_and_the_updates_are_told():
     assert not (other.metrics["split"] == "update").any() and not (other.metrics["split"] == "own_test").any()
 
 
-def test_a_federation_that_breaks_down_is_an_error_or_an_answer():
-    config = config_of("sign_flip", attack_strength=1e12, total_rounds=4)
+@pytest.mark.parametrize("keep_diverged", [False, True])
+def test_a_federation_of_which_nobody_is_left_ends_and_names_all(keep_diverged):
+    config = config_of(client_learning_rate=1e25)
     with pytest.raises(TrainingError, match=r"not finite at client\(s\) 0, 1, 2, 3, 4"):
-        run(config, experiment="poisoning", progress=False)
-    broken = config_of("sign_flip", attack_strength=20.0, total_rounds=12)
-    record = run(broken, experiment="poisoning", progress=False, keep_diverged=True)
-    assert record.environment["diverged_at_round"]["all"] > 1
-    assert np.isfinite(record.predictions[["p0", "p1", "p2", "p3"]]).all().all()
+        run(config, experiment="poisoning", progress=False, keep_diverged=keep_diverged)
