@@ -35,6 +35,44 @@ def answer(
     return paragraphs
 
 
+def headline(accuracy: pd.DataFrame, backdoor: pd.DataFrame) -> str:
+    """The answer in a paragraph: the worst that the mean meets, the rule that survives most, and where that one fails.
+
+    Args:
+      accuracy, backdoor: of `poisoning_report`, of one data set.
+    """
+    fraction, clean = main_fraction(accuracy), accuracy[accuracy["attack"] == "clean"]
+    iid = _fixed(accuracy).query("panel == 'IID' and fraction == @fraction")
+    if iid.empty:
+        return "No attack was run."
+    base = clean.query("panel == 'IID' and aggregator == 'mean'").iloc[0]
+    worst = iid[iid["aggregator"] == "mean"].sort_values("mean").iloc[0]
+    doors = _fixed(backdoor).query("panel == 'IID' and fraction == @fraction").set_index(["attack", "aggregator"])
+    opened = set(doors.index[doors["diff_low"] > 0])  # the accuracy does not show it
+    good = [row.verdict == "survives" and (row.attack, row.aggregator) not in opened for row in iid.itertuples()]
+    by_rule = iid.assign(good=good).groupby("aggregator", sort=False).agg(good=("good", "sum"), mean=("mean", "mean"))
+    attacks, best = iid["attack"].nunique(), by_rule.sort_values(["good", "mean"]).index[-1]
+    own = iid[iid["aggregator"] == best].sort_values("mean")
+    at_worst, weakest = own[own["attack"] == worst["attack"]].iloc[0], own.iloc[0]
+    text = (
+        f"With {fraction:.0%} bad hospitals, *{ATTACK_LABELS[worst['attack']]}* takes the plain mean from {with_interval(base)} to "
+        f"{with_interval(worst)}. **{AGGREGATOR_LABELS[best]} is shown to survive most, {by_rule.loc[best, 'good']} of {attacks} attacks** "
+        f"on even hospitals, no backdoor left open ({with_interval(at_worst)} there)"
+    )
+    if weakest["verdict"] != "survives":
+        text += f"; it does worst under *{ATTACK_LABELS[weakest['attack']]}* ({with_interval(weakest)}, {weakest['verdict']})"
+    uneven = clean[(clean["panel"] != "IID") & (clean["aggregator"] == best)]
+    if len(uneven) and best != "mean":
+        text += f", and on uneven hospitals it costs {_difference(uneven.iloc[0])} though nobody attacks"
+    said = doors.query("aggregator in ['mean', @best]").reset_index().drop_duplicates("aggregator").set_index("aggregator")
+    if len(said) == 2:
+        text += (
+            f". A backdoor succeeds at {with_interval(said.loc['mean'])} under the mean, whose accuracy does not show it, and at "
+            f"{with_interval(said.loc[best])} under {AGGREGATOR_LABELS[best]}"
+        )
+    return text + "."
+
+
 def main_fraction(table: pd.DataFrame) -> float:
     """The fraction of bad hospitals with most cells, the smaller one on a tie; 0 where nobody attacks."""
     attacked = table[(table["attack"] != "clean") & (table["schedule"] == "fixed")]

@@ -72,6 +72,7 @@ accuracy, cost = poisoning_report.accuracy_table(runs), poisoning_report.clean_c
 backdoor, source = poisoning_report.backdoor_table(runs), poisoning_report.source_recall_table(runs)
 detection, hospitals = poisoning_report.detection_table(runs), poisoning_report.unusual_hospitals(runs)
 unusual = poisoning_report.unusual_correlation(hospitals)
+display(Markdown(poisoning_answer.headline(accuracy, backdoor)))
 for text in poisoning_answer.answer(accuracy, cost, backdoor, source, detection, unusual):
     display(Markdown(text + ("\n\n*(synthetic phantoms)*" if SYNTHETIC else "")))
 display(Markdown(poisoning_answer.meaning()))

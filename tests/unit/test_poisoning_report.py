@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from fl_utils.config import AGGREGATOR_LABELS, ATTACK_LABELS
-from fl_utils.experiments.poisoning_answer import answer, main_fraction, meaning
+from fl_utils.experiments.poisoning_answer import answer, headline, main_fraction, meaning
 from fl_utils.experiments.poisoning_cells import CELL, by_cell, cell_of
 from fl_utils.experiments.poisoning_plan import LAST_ROUNDS, cell_config
 from fl_utils.experiments.poisoning_report import (
@@ -542,3 +542,19 @@ def test_the_main_fraction_is_that_of_most_cells(accuracy):
 
 def test_the_words_of_the_verdicts_are_explained_with_their_limits():
     assert "-0.05" in meaning() and "-0.10" in meaning()
+
+
+def test_the_headline_is_of_the_rule_that_survives_most(accuracy, runs):
+    backdoor = backdoor_table(runs)
+    found, fraction = headline(accuracy, backdoor), main_fraction(accuracy)
+    iid = accuracy[(accuracy["panel"] == IID) & (accuracy["fraction"] == fraction) & (accuracy["schedule"] == "fixed")]
+    worst = iid[iid["aggregator"] == "mean"].sort_values("mean").iloc[0]
+    assert f"With {fraction:.0%} bad hospitals" in found and f"to {number(worst)}." in found
+    rule = next(key for key, label in AGGREGATOR_LABELS.items() if f"**{label} is shown to survive most" in found)
+    opened = set(backdoor[(backdoor["panel"] == IID) & (backdoor["diff_low"] > 0)][["attack", "aggregator"]].itertuples(index=False, name=None))
+    good = {
+        name: sum(row.verdict == "survives" and (row.attack, name) not in opened for row in rows.itertuples())
+        for name, rows in iid.groupby("aggregator")
+    }
+    assert good[rule] == max(good.values()) and f"{good[rule]} of {iid['attack'].nunique()} attacks" in found
+    assert headline(accuracy[accuracy["attack"] == "clean"], backdoor) == "No attack was run."
