@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from fl_utils import paths
-from fl_utils.config import AGGREGATOR_LABELS, ATTACK_LABELS, METHOD_LABELS
+from fl_utils.config import METHOD_LABELS
 from fl_utils.records import load_all
 
 BEGIN, END = "<!-- results: written by `make figures` -->", "<!-- end of results -->"
@@ -140,27 +140,10 @@ def _protects(root: Path) -> str:
 
 
 def _survives(root: Path) -> str:
-    """Notebook 07 in a line: what ruins the mean, and of how much each rule is shown to survive."""
-    accuracy = pd.read_csv(root / "tables" / "tab07_accuracy.csv")
-    attacked = accuracy[(accuracy["attack"] != "clean") & (accuracy["schedule"] == "fixed")]
-    fraction, parts = attacked["fraction"].mode().min(), []
-    for name, rows in attacked[attacked["fraction"] == fraction].groupby("panel", sort=False):
-        clean = accuracy.query("panel == @name and attack == 'clean' and aggregator == 'mean'").iloc[0]
-        ruined = rows[(rows["aggregator"] == "mean") & (rows["verdict"] == "ruined")]
-        said = ", ".join(ATTACK_LABELS[attack] for attack in ruined["attack"]) or "nothing that was run"
-        survived = ", ".join(
-            f"{AGGREGATOR_LABELS[rule]} {(own['verdict'] == 'survives').sum()} of {len(own)}"
-            for rule, own in rows.groupby("aggregator", sort=False)
-        )
-        parts.append(
-            f"{name}, {fraction:.0%} of the hospitals bad: the mean ({clean['mean']:.3f} [{clean['low']:.3f}, "
-            f"{clean['high']:.3f}] without an attack) is ruined by {said}; attacks shown to be survived: {survived}"
-        )
-    doors = pd.read_csv(root / "tables" / "tab07_backdoor.csv").query("panel == 'IID' and fraction == @fraction and attack == 'backdoor'")
-    parts.append("a backdoor's success (IID): " + ", ".join(
-        f"{AGGREGATOR_LABELS[row.aggregator]} {row.mean:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in doors.itertuples()
-    ))
-    return "; ".join(parts)
+    """Notebook 07 in a line: its headline."""
+    from fl_utils.experiments.poisoning_answer import headline  # takes seconds to import
+
+    return headline(*(pd.read_csv(root / "tables" / f"tab07_{name}.csv") for name in ("accuracy", "backdoor")))
 
 
 def training_hours() -> dict[str, float]:

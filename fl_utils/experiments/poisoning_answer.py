@@ -51,13 +51,13 @@ def headline(accuracy: pd.DataFrame, backdoor: pd.DataFrame) -> str:
     opened = set(doors.index[doors["diff_low"] > 0])  # the accuracy does not show it
     good = [row.verdict == "survives" and (row.attack, row.aggregator) not in opened for row in iid.itertuples()]
     by_rule = iid.assign(good=good).groupby("aggregator", sort=False).agg(good=("good", "sum"), mean=("mean", "mean"))
-    attacks, best = iid["attack"].nunique(), by_rule.sort_values(["good", "mean"]).index[-1]
+    best = by_rule.sort_values(["good", "mean"]).index[-1]
     own = iid[iid["aggregator"] == best].sort_values("mean")
     at_worst, weakest = own[own["attack"] == worst["attack"]].iloc[0], own.iloc[0]
     text = (
         f"With {fraction:.0%} bad hospitals, *{ATTACK_LABELS[worst['attack']]}* takes the plain mean from {with_interval(base)} to "
-        f"{with_interval(worst)}. **{AGGREGATOR_LABELS[best]} is shown to survive most, {by_rule.loc[best, 'good']} of {attacks} attacks** "
-        f"on even hospitals, no backdoor left open ({with_interval(at_worst)} there)"
+        f"{with_interval(worst)}. **{AGGREGATOR_LABELS[best]} is shown to survive most, {by_rule.loc[best, 'good']} of the {len(own)} attacks run "
+        f"against it** on even hospitals, no backdoor left open ({with_interval(at_worst)} there)"
     )
     if weakest["verdict"] != "survives":
         text += f"; it does worst under *{ATTACK_LABELS[weakest['attack']]}* ({with_interval(weakest)}, {weakest['verdict']})"

@@ -226,7 +226,8 @@ for name, table in {"secret_seen": hidden.seen, "secret_groups": hidden.groups}.
 
 # %% [markdown]
 # What is left: the median over the sums of small groups (a bad hospital spoils its group), or a bound on every norm that hospitals prove without showing the
-# update (Lycklama et al. 2023; here the bound is applied, nothing is proven). Group size 1 hides nothing, size 10 everything.
+# update (Lycklama et al. 2023; here the bound is applied, nothing is proven). Group size 1 hides nothing, size 10 everything. Even
+# without a bad hospital the median is not the mean: single updates are noisy, which training forgives.
 
 # %%
 figure = plotting.group_error(hidden.errors)

@@ -556,5 +556,5 @@ def test_the_headline_is_of_the_rule_that_survives_most(accuracy, runs):
         name: sum(row.verdict == "survives" and (row.attack, name) not in opened for row in rows.itertuples())
         for name, rows in iid.groupby("aggregator")
     }
-    assert good[rule] == max(good.values()) and f"{good[rule]} of {iid['attack'].nunique()} attacks" in found
+    assert good[rule] == max(good.values()) and f"{good[rule]} of the {(iid['aggregator'] == rule).sum()} attacks" in found
     assert headline(accuracy[accuracy["attack"] == "clean"], backdoor) == "No attack was run."
