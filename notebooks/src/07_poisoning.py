@@ -62,7 +62,7 @@ PROFILE = "quick"
 SYNTHETIC = PROFILE != "paper"
 settings = poisoning_plan.SETTINGS[PROFILE]
 runs = plans.sweep(poisoning_plan.configs_07(PROFILE), experiment=poisoning_plan.POISONING, keep_diverged=True)
-display(poisoning_plan.overview(PROFILE))
+display(poisoning_plan.overview(PROFILE).style.hide(axis="index"))
 
 # %% [markdown]
 # ## Answer
