@@ -56,7 +56,12 @@ def headline(accuracy: pd.DataFrame, backdoor: pd.DataFrame) -> str:
     at_worst, weakest = own[own["attack"] == worst["attack"]].iloc[0], own.iloc[0]
     text = (
         f"With {fraction:.0%} bad hospitals, *{ATTACK_LABELS[worst['attack']]}* takes the plain mean from {with_interval(base)} to "
-        f"{with_interval(worst)}. **{AGGREGATOR_LABELS[best]} is shown to survive most, {by_rule.loc[best, 'good']} of the {len(own)} attacks run "
+        f"{with_interval(worst)}. "
+    )
+    if not by_rule.loc[best, "good"]:
+        return text + f"No rule is shown to survive any of {iid['attack'].nunique()} attacks on even hospitals."
+    text += (
+        f"**{AGGREGATOR_LABELS[best]} is shown to survive most, {by_rule.loc[best, 'good']} of the {len(own)} attacks run "
         f"against it** on even hospitals, no backdoor left open ({with_interval(at_worst)} there)"
     )
     if weakest["verdict"] != "survives":

@@ -60,7 +60,7 @@ class PoisoningSettings:
     Attributes:
       dataset: one of `CLASSES`.
       seeds: of the reported runs.
-      num_clients, assumed_attackers, total_rounds, image_size_px, num_images: see `ExperimentConfig`.
+      num_clients, assumed_attackers, total_rounds, image_size_px, num_images, client_batch_size: see `ExperimentConfig`.
       blocks: of the grid, the most wanted first.
       tuned: whether the rate is chosen by trials (else `UNTUNED_RATE`).
     """
@@ -73,6 +73,7 @@ class PoisoningSettings:
     blocks: tuple[Block, ...]
     image_size_px: int = 32
     num_images: int | None = None
+    client_batch_size: int = 16
     tuned: bool = False
 
 
@@ -86,12 +87,12 @@ SETTINGS = {
         image_size_px=28, num_images=200,
     ),
     "quick": PoisoningSettings(
-        "phantom_brain", (0, 1), 10, 3, 8,
+        "phantom_brain", (0, 1), 5, 1, 16,
         (
-            Block(("clean", "label_flip", "sign_flip", "replacement"), ("mean", "coordinate_median", "multi_krum")),
-            Block(("clean",), ("mean", "coordinate_median", "multi_krum"), partition="dirichlet"),
+            Block(("clean", "label_flip", "sign_flip", "replacement"), ("mean", "coordinate_median", "multi_krum"), 0.2),
+            Block(("clean",), ("mean", "coordinate_median", "multi_krum"), 0.2, "dirichlet"),
         ),
-        num_images=400,
+        num_images=800, client_batch_size=8,
     ),
     "paper": PoisoningSettings(
         "brain_mri", (0, 1, 2, 3, 4), 10, 3, 16,
@@ -135,7 +136,7 @@ def cell_config(
     return make_config(**{
         "dataset": settings.dataset, "profile": profile, "seed": seed, "method": "fedavg", "partition": partition,
         "num_clients": settings.num_clients, "model": "small_cnn", "image_size_px": settings.image_size_px,
-        "num_images": settings.num_images, "total_rounds": settings.total_rounds, "client_batch_size": 16,
+        "num_images": settings.num_images, "total_rounds": settings.total_rounds, "client_batch_size": settings.client_batch_size,
         "client_momentum": 0.0, "augment": False, "client_learning_rate": client_learning_rate,
         "dirichlet_alpha": DIRICHLET_ALPHA if partition == "dirichlet" else None, "aggregator": aggregator,
         "assumed_attackers": settings.assumed_attackers if aggregator in ("trimmed_mean", "krum", "multi_krum") else None,

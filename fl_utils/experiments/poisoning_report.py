@@ -261,7 +261,7 @@ def curves(runs: Sequence[RunRecord], metric: str = "balanced_accuracy", split: 
     for cell, members in by_cell(runs).items():
         values = pd.concat([followed(run, metric, split) for run in members])
         rows += [
-            dict(zip(CELL, cell, strict=True)) | {"round": number, "seeds": len(found), **interval(found)}
+            dict(zip(CELL, cell, strict=True)) | {"round": number, "seeds": len(found), **(interval if metric == "loss" else share)(found)}
             for number, found in values.groupby(level=0)
         ]
     return pd.DataFrame(rows, columns=[*CELL, "round", "seeds", "mean", "low", "high"])

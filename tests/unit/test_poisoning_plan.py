@@ -99,7 +99,7 @@ def test_paper_covers_what_notebook_07_speaks_of(untuned):
 
 
 def test_a_replacement_is_as_strong_as_replacing_asks():
-    config = cell_config("quick", 0, attack="replacement", aggregator="mean", client_learning_rate=0.1, fraction=0.3)
+    config = cell_config("paper", 0, attack="replacement", aggregator="mean", client_learning_rate=0.1, fraction=0.3)
     assert config.attack_strength == pytest.approx(10 / 3) and config.num_attackers == 3
 
 
