@@ -16,8 +16,6 @@ AGGREGATOR_COST = "aggregator_cost"
 VERSION = 1  # raise it when measurements change their meaning: old ones are then ignored
 #: Numbers of hospitals, and rounds of each rule, by profile.
 SIZES = {"smoke": ((5,), 1), "quick": ((10,), 3), "paper": ((10, 100), 5)}
-#: Of the small CNN on 32-pixel images with 4 classes.
-SHAPES = ((3, 3, 1, 16), (16,), (3, 3, 16, 32), (32,), (2048, 64), (64,), (64, 4), (4,))
 _LAYOUT = Layout("measurements", ("cost",), "%.4g", verb="make")
 
 
@@ -31,7 +29,7 @@ def measure(profile: str, progress: bool = True) -> pd.DataFrame:
     folder = paths.runs_root(profile) / AGGREGATOR_COST / f"rounds_{digest([VERSION, list(numbers), rounds])}"
 
     def made() -> Content:
-        facts = {"version": VERSION, "rounds": rounds, "num_parameters": sum(map(np.prod, SHAPES)).item()}
+        facts = {"version": VERSION, "rounds": rounds, "num_parameters": sum(map(np.prod, _shapes())).item()}
         return Content({"cost": cost_table(numbers, rounds, progress)}, facts | describe_environment())
 
     return load_or_compute(folder, _LAYOUT, profile, made).tables["cost"]
@@ -55,13 +53,13 @@ def cost_table(numbers: tuple[int, ...], rounds: int, progress: bool = False) ->
     from fl_utils.learning import engine
 
     engine.ensure_started()
-    rows = []
-    value_type = tff.to_type([tff.TensorType(np.float32, shape) for shape in SHAPES])
+    rows, shapes = [], _shapes()
+    value_type = tff.to_type([tff.TensorType(np.float32, shape) for shape in shapes])
     for number in numbers:
         rng = seeding.generator(0, "aggregator_cost", number)
-        updates = [[rng.normal(size=shape).astype(np.float32) for shape in SHAPES] for _ in range(number)]
+        updates = [[rng.normal(size=shape).astype(np.float32) for shape in shapes] for _ in range(number)]
         processes = {name: factory.create(value_type, tff.TensorType(np.float32)) for name, factory in _rules(number).items()}
-        states = {name: _started(name, process) for name, process in processes.items()}
+        states = {name: _started(name, process, shapes) for name, process in processes.items()}
         spent = {name: [] for name in processes}
         bar = tqdm(total=(rounds + 1) * len(processes), desc=f"{number} hospitals", disable=not progress, leave=False)
         for turn in range(rounds + 1):
@@ -76,6 +74,13 @@ def cost_table(numbers: tuple[int, ...], rounds: int, progress: bool = False) ->
     return pd.DataFrame(rows, columns=["hospitals", "aggregator", "label", "seconds", "ratio"])
 
 
+def _shapes() -> list[tuple[int, ...]]:
+    """Of the weights of notebook 07's model."""
+    from fl_utils.models.classifiers import build_model
+
+    return [tuple(weight.shape) for weight in build_model("small_cnn", (32, 32, 1), 4).trainable_variables]
+
+
 def _rules(number: int) -> dict:
     """Every rule as notebook 07 sets it, for three tenths of bad hospitals."""
     from fl_utils.experiments.robust_learner import factory_of
@@ -83,8 +88,8 @@ def _rules(number: int) -> dict:
     return {name: factory_of(name, num_clients=number, assumed_attackers=3 * number // 10) for name in AGGREGATOR_LABELS}
 
 
-def _started(name: str, process):
+def _started(name: str, process, shapes):
     from fl_utils.learning import aggregators
 
     state = process.initialize()
-    return aggregators.trusting(state, np.ones(sum(map(np.prod, SHAPES)))) if name == "fltrust" else state
+    return aggregators.trusting(state, np.ones(sum(map(np.prod, shapes)))) if name == "fltrust" else state

@@ -80,7 +80,7 @@ def headline(accuracy: pd.DataFrame, backdoor: pd.DataFrame) -> str:
 
 def main_fraction(table: pd.DataFrame) -> float:
     """The fraction of bad hospitals with most cells, the smaller one on a tie; 0 where nobody attacks."""
-    attacked = table[(table["attack"] != "clean") & (table["schedule"] == "fixed")]
+    attacked = _fixed(table)
     return float(attacked["fraction"].mode().min()) if len(attacked) else 0.0
 
 

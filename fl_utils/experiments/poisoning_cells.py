@@ -67,13 +67,6 @@ def score_of(run: RunRecord, metric: str = "balanced_accuracy", split: str = "te
     return late_score(run, split, metric, client)
 
 
-def followed(run: RunRecord, metric: str, split: str, client: str = "all") -> pd.Series:
-    """Round -> value, in order."""
-    table = run.metrics
-    rows = table[(table["client"] == client) & (table["split"] == split) & (table["metric"] == metric)]
-    return rows.groupby("round")["value"].mean()
-
-
 def compared(cells: Mapping[tuple, Sequence[RunRecord]], value: Callable[[RunRecord], float]) -> pd.DataFrame:
     """Interval of a share over seeds, and the paired test against the clean plain mean of the same seeds.
 

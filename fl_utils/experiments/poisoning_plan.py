@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pandas as pd
 
-from fl_utils.config import ATTACK_LABELS, ExperimentConfig, make_config
+from fl_utils.config import AGGREGATOR_FIELDS, ATTACK_FIELDS, ATTACK_LABELS, ExperimentConfig, make_config
 from fl_utils.experiments.plans import TUNING_SEED, best_trial
 from fl_utils.records import RunRecord
 
@@ -139,8 +139,8 @@ def cell_config(
         "num_images": settings.num_images, "total_rounds": settings.total_rounds, "client_batch_size": settings.client_batch_size,
         "client_momentum": 0.0, "augment": False, "client_learning_rate": client_learning_rate,
         "dirichlet_alpha": DIRICHLET_ALPHA if partition == "dirichlet" else None, "aggregator": aggregator,
-        "assumed_attackers": settings.assumed_attackers if aggregator in ("trimmed_mean", "krum", "multi_krum") else None,
-        "root_examples": ROOT_EXAMPLES if aggregator == "fltrust" else None,
+        "assumed_attackers": settings.assumed_attackers if aggregator in AGGREGATOR_FIELDS["assumed_attackers"] else None,
+        "root_examples": ROOT_EXAMPLES if aggregator in AGGREGATOR_FIELDS["root_examples"] else None,
         **({} if attack == "clean" else _attack_fields(settings, attack, fraction, schedule)),
     })
 
@@ -151,16 +151,21 @@ def _attack_fields(settings: PoisoningSettings, attack: str, fraction: float, sc
     strength = settings.num_clients / bad if attack == "replacement" else STRENGTHS.get(attack)
     return {
         "attack": attack, "attack_fraction": fraction, "attack_schedule": schedule, "attack_strength": strength,
-        "attack_source": source if attack == "source_target" else None,
-        "attack_target": target if attack in ("source_target", "backdoor", "replacement") else None,
+        "attack_source": source if attack in ATTACK_FIELDS["attack_source"] else None,
+        "attack_target": target if attack in ATTACK_FIELDS["attack_target"] else None,
     }
+
+
+def followed(record: RunRecord, metric: str, split: str, client: str = "all") -> pd.Series:
+    """Round -> value, in order."""
+    rows = record.metrics
+    rows = rows[(rows["client"] == client) & (rows["split"] == split) & (rows["metric"] == metric)]
+    return rows.groupby("round")["value"].mean()
 
 
 def late_score(record: RunRecord, split: str = "validation", metric: str = "balanced_accuracy", client: str = "all") -> float:
     """The mean over a run's last `LAST_ROUNDS` rounds; those of a run that broke down are its last ones before."""
-    rows = record.metrics
-    rows = rows[(rows["client"].astype(str) == client) & (rows["split"] == split) & (rows["metric"] == metric)]
-    last = rows.drop_duplicates("round", keep="last").sort_values("round")["value"].tail(LAST_ROUNDS)
+    last = followed(record, metric, split, client).tail(LAST_ROUNDS)
     if last.empty:
         raise ValueError(f"{record.path.name} has no {metric} of {client}, {split}.")
     return float(last.mean())

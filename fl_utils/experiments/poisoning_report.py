@@ -12,8 +12,9 @@ from fl_utils.config import AGGREGATOR_LABELS
 from fl_utils.experiments.analysis import SIGNIFICANCE, probabilities, test_set
 from fl_utils.experiments.fairness import MIN_TEST_IMAGES
 from fl_utils.experiments.poisoning_cells import (
-    CELL, COMPARED, by_cell, clean_mean, compared, corrected, followed, interval, score_of, share,
+    CELL, COMPARED, by_cell, clean_mean, compared, corrected, interval, score_of, share,
 )
+from fl_utils.experiments.poisoning_plan import followed
 from fl_utils.records import RunRecord
 from fl_utils.statistics import cluster_bootstrap
 from fl_utils.trust.detection import precision_recall

@@ -24,6 +24,7 @@ from fl_utils.data.types import ImageDataset
 from fl_utils.experiments.hospitals import Hospitals
 from fl_utils.learning import aggregators, engine
 from fl_utils.learning.client_updates import hospital_update
+from fl_utils.learning.federated import leaves_of, with_leaves
 from fl_utils.learning.local import LocalSettings, LocalTrainer
 from fl_utils.learning.rounds import Judge, View
 from fl_utils.models.classifiers import build_model
@@ -113,7 +114,8 @@ class RobustLearner:
         self._shapes = [weight.shape for weight in self._weights]
         self._class_weights = tf.constant(class_weights)
         self._honest = [_tensors(images, labels) for images, labels in data]
-        self._bad = [_tensors(*self._poisoned(client, *own)) for client, own in enumerate(data)] if config.attack else []
+        ever_bad = {client for number in range(1, config.total_rounds + 1) for client in attackers_of(config, number)}
+        self._bad = {client: _tensors(*self._poisoned(client, *data[client])) for client in ever_bad}
         value_type = tff.to_type([tff.TensorType(np.float32, shape) for shape in self._shapes])
         factory = factory_of(
             config.aggregator, num_clients=config.num_clients, assumed_attackers=config.assumed_attackers
@@ -182,14 +184,11 @@ class RobustLearner:
         return list(self._weights)
 
     def state(self) -> list[np.ndarray]:
-        return [*self._weights, *(np.asarray(leaf) for leaf in tff.structure.flatten(self._as_struct()))]
+        return [*self._weights, *leaves_of(self._state)]
 
     def restore(self, state: Sequence[np.ndarray]) -> None:
         self._weights = list(state[: len(self._weights)])
-        self._state = tff.structure.pack_sequence_as(self._as_struct(), list(state[len(self._weights) :]))
-
-    def _as_struct(self):
-        return tff.structure.from_container(self._state, recursive=True)
+        self._state = with_leaves(self._state, state[len(self._weights) :])
 
 
 @functools.lru_cache(maxsize=4)
@@ -227,11 +226,9 @@ class AttackJudge(Judge):
         super().__init__(model, np.concatenate(images), np.concatenate(labels), views)
 
 
-def last_layer_of(model: keras.Model, weights: Sequence[tf.Variable]) -> slice:
-    """Where the kernel and bias of a classifier's last layer stand in its flattened, joined weights."""
-    last = sum(int(np.prod(variable.shape)) for variable in model.layers[-1].trainable_variables)
-    total = sum(int(np.prod(variable.shape)) for variable in weights)
-    return slice(total - last, total)
+def last_layer_of(model: keras.Model) -> slice:
+    """Where the kernel and bias of a classifier's last layer stand in its flattened, joined weights: at their end."""
+    return slice(-sum(int(np.prod(variable.shape)) for variable in model.layers[-1].trainable_variables), None)
 
 
 def _tensors(images: np.ndarray, labels: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:

@@ -276,7 +276,7 @@ def _robust(config, dataset: ImageDataset, hospitals: Hospitals):
     return RobustLearner(
         shared(settings), model.get_weights(), [(dataset.images[own], dataset.labels[own]) for own in hospitals.train],
         _class_weights(config, dataset, np.concatenate(hospitals.train)), config, root=root,
-        last_layer=last_layer_of(model, model.trainable_variables),
+        last_layer=last_layer_of(model),
     )
 
 

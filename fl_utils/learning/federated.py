@@ -10,6 +10,20 @@ from fl_utils.learning import engine
 from fl_utils.learning.process import client_input
 
 
+def leaves_of(state) -> list[np.ndarray]:
+    """The arrays of a TFF process's state, in order: what a checkpoint keeps of it."""
+    return [np.asarray(leaf) for leaf in tff.structure.flatten(_as_struct(state))]
+
+
+def with_leaves(state, leaves: Sequence[np.ndarray]):
+    """A state like this one, with the arrays that `leaves_of` gave."""
+    return tff.structure.pack_sequence_as(_as_struct(state), list(leaves))
+
+
+def _as_struct(state):
+    return tff.structure.from_container(state, recursive=True)
+
+
 class FederatedLearner:
     """Runs a federated process round by round. See `rounds.Learner`.
 
@@ -59,18 +73,14 @@ class FederatedLearner:
         return [np.asarray(weight) for weight in self._state["global_model_weights"]]
 
     def state(self) -> list[np.ndarray]:
-        server = [np.asarray(leaf) for leaf in tff.structure.flatten(self._as_struct())]
-        return server + [part for state in self.client_states or () for part in state]
+        return leaves_of(self._state) + [part for state in self.client_states or () for part in state]
 
     def restore(self, state: Sequence[np.ndarray]) -> None:
-        num_server = len(tff.structure.flatten(self._as_struct()))
-        self._state = tff.structure.pack_sequence_as(self._as_struct(), list(state[:num_server]))
+        num_server = len(leaves_of(self._state))
+        self._state = with_leaves(self._state, state[:num_server])
         if self.client_states:
             kept, size = list(state[num_server:]), len(self.client_states[0])
             self.client_states = [kept[i : i + size] for i in range(0, len(kept), size)]
-
-    def _as_struct(self):
-        return tff.structure.from_container(self._state, recursive=True)
 
 
 class PersonalLearner(FederatedLearner):

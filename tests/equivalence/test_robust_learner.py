@@ -36,7 +36,7 @@ def robust(config, root=None, sizes=SIZES):
     return RobustLearner(
         LocalTrainer(softmax_regression(), SETTINGS), model.get_weights(),
         [(images[part], labels[part]) for part in parts], ONES, config, root=root,
-        last_layer=last_layer_of(model, model.trainable_variables),
+        last_layer=last_layer_of(model),
     )
 
 
@@ -103,7 +103,7 @@ def test_what_the_server_sees_is_the_look_at_what_is_sent():
     deltas[bad] *= -2
     learner.do_round(1)
     model = softmax_regression()
-    seen = look(deltas, last_layer_of(model, model.trainable_variables))
+    seen = look(deltas, last_layer_of(model))
     found = {(client, metric): value for client, split, metric, value in learner.observed if split == "update"}
     for client in range(len(SIZES)):
         assert found[str(client), "norm"] == pytest.approx(seen["norm"][client], rel=1e-4)

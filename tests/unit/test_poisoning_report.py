@@ -19,6 +19,7 @@ from fl_utils.experiments.poisoning_report import (
 from fl_utils.plotting.poisoning import attack_curves, attack_heatmap, fraction_lines
 from fl_utils.plotting.poisoning_detection import detection_scores, update_map
 from fl_utils.records import METRIC_COLUMNS, RunRecord
+from tests.unit.made_tables import interval, row
 
 SEEDS, ROUNDS, HOSPITALS = (0, 1, 2, 3), 6, 10
 NAMES = ["glioma", "meningioma", "no_tumor", "pituitary"]
@@ -127,20 +128,6 @@ def runs():
 @pytest.fixture(scope="module")
 def accuracy(runs):
     return accuracy_table(runs)
-
-
-def row(table, **fields):
-    for name, value in fields.items():
-        table = table[table[name] == value]
-    assert len(table) == 1, fields
-    return table.iloc[0]
-
-
-def interval(values):
-    """Student's t, written out for four seeds."""
-    values = np.asarray(values, float)
-    half = 3.182446305 * values.std(ddof=1) / math.sqrt(len(values))
-    return values.mean(), values.mean() - half, values.mean() + half
 
 
 # --- cells and scores ---

@@ -21,6 +21,7 @@ from fl_utils.experiments.privacy_report import (
     accuracy_table, frontier, inversion_points, inversion_table, membership_curves, membership_summary, same_model,
 )
 from fl_utils.records import RunRecord
+from tests.unit.made_tables import interval, row
 
 DATASET, PANEL, SEEDS = "chest_xray", "Chest X-ray", (0, 1, 2, 3)
 #: Right among 20 sick and 20 healthy test images, by seed: the balanced accuracy is their sum over 40.
@@ -71,20 +72,6 @@ def accuracy(runs):
     return accuracy_table(runs)
 
 
-def row(table, **fields):
-    for name, value in fields.items():
-        table = table[table[name] == value]
-    assert len(table) == 1
-    return table.iloc[0]
-
-
-def interval(values):
-    """Student's t, written out for four seeds."""
-    values = np.asarray(values, float)
-    half = 3.182446305 * values.std(ddof=1) / math.sqrt(len(values))
-    return values.mean() - half, values.mean() + half
-
-
 # --- accuracy ---
 
 
@@ -92,7 +79,7 @@ def test_means_and_intervals_by_hand(accuracy):
     assert set(accuracy["arm"]) == {*RIGHT, "local"} and accuracy["seeds"].eq(4).all()
     for arm, right in RIGHT.items():
         found = row(accuracy, arm=arm)
-        low, high = interval(np.array(right) / 40)
+        low, high = interval(np.array(right) / 40)[1:]
         assert (found["mean"], found["low"], found["high"]) == pytest.approx((np.mean(right) / 40, low, high))
         assert found["label"] == PROTECTION_LABELS[arm] and found["panel"] == PANEL and found["dataset"] == DATASET
         assert found["minutes"] == pytest.approx(MINUTES.get(arm, 1.0))
@@ -105,7 +92,7 @@ def test_differences_are_paired_by_seed_and_against_as_many_hospitals(accuracy):
     for arm, against in (("patient_1", "none"), ("longer", "none"), ("both", "none"), ("hospital_many", "none_many")):
         found = row(accuracy, arm=arm)
         difference = (np.array(RIGHT[arm]) - np.array(RIGHT[against])) / 40
-        wanted = (difference.mean(), *interval(difference))
+        wanted = interval(difference)
         assert (found["difference"], found["diff_low"], found["diff_high"]) == pytest.approx(wanted)
         assert found["p_value"] == pytest.approx(stats.ttest_1samp(difference, 0).pvalue)
     for arm in ("none", "none_many"):  # compared with nothing
@@ -277,7 +264,7 @@ def inversion(inverted):
 def test_inversion_is_over_seeds_of_means_over_images(inversion):
     for condition, by_seed in SSIM.items():
         means = [np.mean(values) for values in by_seed]
-        found, (low, high) = row(inversion, condition=condition), interval(means)
+        found, (low, high) = row(inversion, condition=condition), interval(means)[1:]
         assert (found["mean"], found["low"], found["high"]) == pytest.approx((np.mean(means), low, high))
         assert found["label"] == CONDITIONS[condition].label
         assert (found["images"], found["seeds"]) == (len(by_seed[0]), 4)
