@@ -108,7 +108,7 @@ class ExperimentConfig(pydantic.BaseModel):
     image_size_px: int = pydantic.Field(default=64, ge=16, le=512)
     num_images: int | None = pydantic.Field(default=None, ge=1)
     model: Literal[
-        "seed_cnn", "residual_gn", "small_cnn", "norm_cnn_group", "norm_cnn_batch", "unet", "attention_unet"
+        "seed_cnn", "residual_gn", "softmax_regression", "small_cnn", "norm_cnn_group", "norm_cnn_batch", "unet", "attention_unet"
     ] = "seed_cnn"
     #: Of segmenters, as are the next three; for them `num_images` counts subjects.
     plane: Literal["axial", "coronal", "sagittal"] | None = None

@@ -19,6 +19,8 @@ from fl_utils.experiments.trained import Trained
 if TYPE_CHECKING:
     import keras
 
+    from fl_utils.learning.rounds import TrainingResult
+
 
 def dataset_of(name: str, image_size_px: int, num_images: int | None) -> ImageDataset:
     """The data set of a configuration; the last two are kept in memory."""
@@ -41,7 +43,7 @@ def train(
 ) -> Trained:
     """Trains a configuration's models; see `training.train_hospital_models` for the options."""
     # TensorFlow is loaded only when something is trained: figures are redrawn without it.
-    from fl_utils.experiments.training import num_parameters, train_hospital_models
+    from fl_utils.experiments.training import train_hospital_models
 
     hospitals = share_out(dataset, config)
     dataset = as_taken(dataset, hospitals, config)
@@ -51,6 +53,20 @@ def train(
         config, dataset, hospitals, checkpoints,
         lambda values: on_round(f"validation accuracy {values['accuracy']:.3f}"), **options,
     )
+    return judged(config, dataset, hospitals, results)
+
+
+def judged(
+    config: ExperimentConfig, dataset: ImageDataset, hospitals: Hospitals, results: Sequence[tuple[str, "TrainingResult", np.ndarray]]
+) -> Trained:
+    """What the record of trained models holds.
+
+    Args:
+      config, dataset, hospitals: of the run; the images as the hospitals hold them.
+      results: of each model its client, its training, its class probabilities float32 [N, K].
+    """
+    from fl_utils.experiments.training import num_parameters
+
     final, predictions = [], []
     for client, result, probabilities in results:
         final += _final_rows(config, dataset, hospitals, client, result.best_round, probabilities)

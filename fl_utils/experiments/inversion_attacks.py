@@ -9,7 +9,7 @@ from fl_utils import seeding
 from fl_utils.config import ExperimentConfig
 from fl_utils.data.types import ImageDataset
 from fl_utils.experiments.inversion_plan import TV_WEIGHT, Condition
-from fl_utils.experiments.training import initial_seed
+from fl_utils.learning.configured import initial_seed
 from fl_utils.learning.local import make_predictor
 from fl_utils.models.classifiers import build_model
 from fl_utils.trust.closed_form import recover_label_counts

@@ -17,47 +17,17 @@ import numpy as np
 from fl_utils.config import ExperimentConfig
 from fl_utils.data.types import ImageDataset
 from fl_utils.experiments.hospitals import Hospitals
-from fl_utils.trust.accounting import epsilon_of, noise_multiplier_for
+from fl_utils.trust.accounting import epsilon_of
 from fl_utils.trust.budget import PrivacyBudget
-from fl_utils.trust.terms import PrivacyTerms, hospital_terms, patient_terms
-
-
-@dataclasses.dataclass(frozen=True)
-class Noise:
-    """The noise of a run with differential privacy.
-
-    Attributes:
-      terms: what epsilon is about, over all rounds.
-      noise_multiplier: z, the smallest that keeps epsilon; see `trust.terms`.
-      steps_per_round: noisy sums of a round.
-      num_units: patients of the smallest hospital, or hospitals.
-    """
-
-    terms: PrivacyTerms
-    noise_multiplier: float
-    steps_per_round: int
-    num_units: int
+from fl_utils.trust.noise import Noise, planned_noise
 
 
 def noise_of(config: ExperimentConfig, dataset: ImageDataset, hospitals: Hospitals) -> Noise:
-    """The noise that keeps `config.epsilon` over all rounds.
-
-    Raises:
-      ValueError: the run has no differential privacy, or its delta is too large for so few patients or hospitals.
-    """
-    if config.privacy_unit is None:
-        raise ValueError("The run has no differential privacy: its privacy_unit is None.")
-    if config.privacy_unit == "hospital":
-        terms = hospital_terms(num_hospitals=config.num_clients, rounds=config.total_rounds, delta=config.delta)
-        return Noise(terms, noise_multiplier_for(config.epsilon, terms), 1, config.num_clients)
-    # The smallest hospital takes the largest share of its patients a step; all follow it.
-    num_patients = min(len(np.unique(dataset.groups[index])) for index in hospitals.train)
-    drawn = min(config.client_batch_size, num_patients)
-    steps = max(1, round(config.client_epochs_per_round * num_patients / drawn))
-    terms = patient_terms(
-        num_patients=num_patients, patients_per_step=drawn, steps=steps * config.total_rounds, delta=config.delta
-    )
-    return Noise(terms, noise_multiplier_for(config.epsilon, terms), steps, num_patients)
+    """The noise that keeps `config.epsilon` over all rounds; see `trust.noise.planned_noise`."""
+    patients = ()
+    if config.privacy_unit == "patient":
+        patients = [len(np.unique(dataset.groups[index])) for index in hospitals.train]
+    return planned_noise(config, patients)
 
 
 def facts_of(config: ExperimentConfig, dataset: ImageDataset, hospitals: Hospitals) -> dict:

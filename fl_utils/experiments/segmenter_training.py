@@ -16,7 +16,7 @@ from fl_utils.data.catalogue import card
 from fl_utils.data.stream import PreparedVolumes
 from fl_utils.data.volumes import read_case
 from fl_utils.experiments.hospitals import Hospitals
-from fl_utils.experiments.training import augmentation, reporter, views_of
+from fl_utils.experiments.training import reporter, views_of
 from fl_utils.files import write_atomically
 from fl_utils.learning.centralized import CentralizedLearner
 from fl_utils.learning.local import LocalSettings

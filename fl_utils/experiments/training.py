@@ -11,16 +11,15 @@ import tensorflow as tf
 
 from fl_utils import paths, seeding
 from fl_utils.config import ExperimentConfig
-from fl_utils.data.catalogue import card
 from fl_utils.data.types import ImageDataset
 from fl_utils.experiments import protection
 from fl_utils.experiments.hospitals import Hospitals
 from fl_utils.learning.centralized import CentralizedLearner
 from fl_utils.learning.client_files import local_patients, write_client_files
 from fl_utils.learning.client_updates import hospital_update, norm_positions
-from fl_utils.learning.local import LocalSettings, LocalTrainer, class_weights, travelling_weights
+from fl_utils.learning.configured import local_settings, new_classifier
+from fl_utils.learning.local import LocalTrainer, class_weights, travelling_weights
 from fl_utils.learning.rounds import Judge, PersonalJudge, TrainingResult, View, run_rounds
-from fl_utils.models.classifiers import build_model
 
 Result = tuple[str, TrainingResult, np.ndarray]
 
@@ -100,7 +99,7 @@ def _judge(config, dataset: ImageDataset, hospitals: Hospitals, name: str) -> Ju
     if config.method != "local_norm":
         return Judge(model, dataset.images, dataset.labels, views)
     holdings = [np.concatenate(parts) for parts in zip(hospitals.validation, hospitals.test, strict=True)]
-    home = norm_positions(LocalTrainer(model, _settings(config)))
+    home = norm_positions(LocalTrainer(model, local_settings(config)))
     return PersonalJudge(model, dataset.images, dataset.labels, views, holdings, home)
 
 
@@ -109,7 +108,7 @@ def _fine_tuned(config, dataset: ImageDataset, hospitals: Hospitals, judge: Judg
 
     Every image is then judged by the model of the hospital that holds it. The kept weights are the common ones.
     """
-    settings = dataclasses.replace(_settings(config), epochs=config.personal_epochs)
+    settings = dataclasses.replace(local_settings(config), epochs=config.personal_epochs)
     trainer = LocalTrainer(_new_model(config, dataset), settings)
     weights = _class_weights(config, dataset, np.concatenate(hospitals.train))
     probabilities = np.zeros((len(dataset), dataset.num_classes), np.float32)
@@ -132,14 +131,12 @@ def _fine_tuned(config, dataset: ImageDataset, hospitals: Hospitals, judge: Judg
 
 
 def _new_model(config: ExperimentConfig, dataset: ImageDataset):
-    return build_model(
-        config.model, dataset.images.shape[1:], dataset.num_classes, seed=initial_seed(config)
-    )
+    return new_classifier(config, dataset.images.shape[1:], dataset.num_classes)
 
 
 def num_parameters(config: ExperimentConfig, dataset: ImageDataset) -> int:
     """Numbers that a hospital sends in a round: the model's weights, BatchNorm statistics only where they travel."""
-    return sum(int(np.prod(weight.shape)) for weight in travelling_weights(_new_model(config, dataset), _settings(config)))
+    return sum(int(np.prod(weight.shape)) for weight in travelling_weights(_new_model(config, dataset), local_settings(config)))
 
 
 def hospital_updates(
@@ -156,7 +153,7 @@ def hospital_updates(
     Returns:
       For each hospital global - local weights, float32 arrays; `client_updates.averaging`.
     """
-    trainer = LocalTrainer(_new_model(config, dataset), _settings(config))
+    trainer = LocalTrainer(_new_model(config, dataset), local_settings(config))
     class_weighting = tf.constant(_class_weights(config, dataset, np.concatenate(hospitals.train)))
     updates = []
     for client, own in enumerate(hospitals.train):
@@ -166,18 +163,6 @@ def hospital_updates(
         )
         updates.append([part.numpy() for part in result.delta])
     return updates
-
-
-def _settings(config: ExperimentConfig) -> LocalSettings:
-    return LocalSettings(
-        batch_size=config.client_batch_size,
-        epochs=config.client_epochs_per_round,
-        learning_rate=config.client_learning_rate,
-        momentum=config.client_momentum,
-        augment=augmentation(config),
-        proximal_strength=config.proximal_strength,
-        norm_statistics=config.norm_statistics if config.model == "norm_cnn_batch" else None,
-    )
 
 
 def views_of(hospitals: Hospitals, name: str, config: ExperimentConfig) -> list[View]:
@@ -207,7 +192,7 @@ def views_of(hospitals: Hospitals, name: str, config: ExperimentConfig) -> list[
 def _alone(config, dataset: ImageDataset, hospitals: Hospitals, name: str) -> CentralizedLearner:
     index = hospitals.train[0 if name == "all" else int(name)]
     return CentralizedLearner(
-        _new_model(config, dataset), _settings(config), dataset.images[index], dataset.labels[index],
+        _new_model(config, dataset), local_settings(config), dataset.images[index], dataset.labels[index],
         _class_weights(config, dataset, index), seed=config.seed, client=name,
     )
 
@@ -220,7 +205,7 @@ def _federated(config, dataset: ImageDataset, hospitals: Hospitals, name: str):
     from fl_utils.learning.federated import FederatedLearner, PersonalLearner
     from fl_utils.learning.process import build_process, initial_client_state
 
-    algorithm, settings = algorithm_named(config.method), _settings(config)
+    algorithm, settings = algorithm_named(config.method), local_settings(config)
     everything = np.concatenate(hospitals.train)
     server = ServerSettings(config.server_learning_rate, config.server_momentum, num_examples=len(everything))
 
@@ -259,7 +244,7 @@ def _encrypted(config, dataset: ImageDataset, hospitals: Hospitals, weights: np.
             for own, index in zip(labels, hospitals.train, strict=True)
         ]
     return EncryptedLearner(
-        _new_model(config, dataset), _settings(config), [dataset.images[index] for index in hospitals.train], labels,
+        _new_model(config, dataset), local_settings(config), [dataset.images[index] for index in hospitals.train], labels,
         weights, seed=config.seed, trainer_type=trainer_type,
     )
 
@@ -267,7 +252,7 @@ def _encrypted(config, dataset: ImageDataset, hospitals: Hospitals, weights: np.
 def _robust(config, dataset: ImageDataset, hospitals: Hospitals):
     from fl_utils.experiments.robust_learner import RobustLearner, last_layer_of, root_of, shared_trainer
 
-    settings, model = _settings(config), _new_model(config, dataset)
+    settings, model = local_settings(config), _new_model(config, dataset)
     shared = functools.partial(shared_trainer, config.model, dataset.images.shape[1:], dataset.num_classes)
     root = None
     if config.root_examples:
@@ -282,15 +267,3 @@ def _robust(config, dataset: ImageDataset, hospitals: Hospitals):
 
 def _class_weights(config, dataset: ImageDataset, index: np.ndarray) -> np.ndarray:
     return class_weights(dataset.labels[index], dataset.num_classes, enabled=config.class_weighting)
-
-
-def augmentation(config: ExperimentConfig) -> str:
-    """The augmentation's name for `learning.local`: left-right flips only where anatomy allows."""
-    if not config.augment:
-        return "none"
-    return "shift_rotate_flip" if card(config.dataset).flip_is_safe else "shift_rotate"
-
-
-def initial_seed(config: ExperimentConfig) -> int:
-    """All methods of one seed start from the same weights."""
-    return seeding.derive_seed(config.seed, "init", config.model)

@@ -22,6 +22,7 @@ from fl_utils.learning.federated import FederatedLearner
 from fl_utils.learning.local import LocalSettings, LocalTrainer
 from fl_utils.learning.process import build_process
 from fl_utils.trust import encrypted
+from fl_utils.trust import noise as noise_plan
 from fl_utils.trust.messages import MessageError
 from fl_utils.trust.terms import PrivacyTerms
 from tests.equivalence.helpers import (
@@ -221,7 +222,7 @@ def test_patient_level_with_encrypted_sums_is_patient_level_without(monkeypatch)
     data, config = made_patients(60, size_px=16), private(**fields)
     held = share_out(data, config)
     # What the accountant would ask for is the subject of other tests.
-    monkeypatch.setattr(protection, "noise_multiplier_for", lambda epsilon, terms: 2.0)
+    monkeypatch.setattr(noise_plan, "noise_multiplier_for", lambda epsilon, terms: 2.0)
     plain, secret = (
         training._federated(one, data, held, "all") for one in (config, config.model_copy(update={"encrypted": True}))
     )

@@ -21,7 +21,7 @@ from fl_utils.experiments.inversion_plan import CONDITIONS, AttackSettings, Cond
 from fl_utils.experiments.inversion_runs import INVERSION, gallery, invert, pictures
 from fl_utils.experiments.membership_runs import FPR, MEMBERSHIP, NUM_TARGETS, attack_members
 from fl_utils.experiments.privacy_plan import UNTUNED, privacy_config
-from fl_utils.experiments.training import initial_seed
+from fl_utils.learning.configured import initial_seed
 from fl_utils.learning.local import make_predictor
 from fl_utils.models.classifiers import build_model
 from fl_utils.records import RecordError, RunRecord

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from fl_utils import records
 from fl_utils.config import NUM_SHADOWS, PRIVACY_FIELDS, ConfigError, make_config
 from fl_utils.data.splits import make_split
-from fl_utils.experiments import protection
 from fl_utils.experiments.hospitals import SPLIT_SEED, Hospitals, shadows, share_out
 from fl_utils.experiments.protection import ChargedLearner, Noise, facts_of, noise_of
+from fl_utils.trust import noise as noise_plan
 from fl_utils.trust.accounting import NOISE_TOLERANCE, epsilon_of
 from fl_utils.trust.budget import PrivacyBudgetExceeded
 from fl_utils.trust.terms import PrivacyTerms
@@ -192,7 +192,7 @@ def asked(monkeypatch):
         calls.append((epsilon, terms))
         return 2.5
 
-    monkeypatch.setattr(protection, "noise_multiplier_for", noted)
+    monkeypatch.setattr(noise_plan, "noise_multiplier_for", noted)
     return calls
 
 
