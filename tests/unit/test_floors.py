@@ -11,8 +11,8 @@ FLOORS = {
     "children": 0, "config": 0, "files": 0, "paths": 0, "platform_check": 0, "records": 0, "seeding": 0, "statistics": 0,
     "data": 1, "models": 1,
     "explain": 2, "learning": 2, "trust": 2,
-    "experiments": 3, "plotting": 3,
-    "cli": 4, "doctor": 4, "interactive": 4, "map_viewer": 4, "readme": 4, "report": 4, "slice_viewer": 4,
+    "deployment": 3, "experiments": 3, "plotting": 3,
+    "cli": 4, "doctor": 4, "federation_cli": 4, "federations": 4, "interactive": 4, "map_viewer": 4, "readme": 4, "report": 4, "slice_viewer": 4,
 }  # fmt: skip
 TENSORFLOW = {"tensorflow", "keras", "tensorflow_federated", "tf_keras"}
 WITHOUT_TENSORFLOW = ("children", "config", "files", "paths", "platform_check", "records", "seeding", "statistics", "data", "plotting")

@@ -1,0 +1,1 @@
+"""The federation as real processes, on machines of their own."""
