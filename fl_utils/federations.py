@@ -1,15 +1,28 @@
 """A deployed federation out of a run's configuration: who would hold what in the simulation holds it in folders."""
 
+import importlib.metadata
+import json
+import os
+import shutil
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
 
+from fl_utils import paths, records
 from fl_utils.config import ConfigError, ExperimentConfig
-from fl_utils.data.types import ImageDataset
-from fl_utils.deployment.flower import Federation, make_federation, new_federation, write_hospital
+from fl_utils.data.types import DataError, ImageDataset
+from fl_utils.deployment.flower import Federation, Local, make_federation, new_federation, read_federation, write_hospital
+from fl_utils.experiments.classifying import judged
 from fl_utils.experiments.hospitals import Hospitals, as_taken, share_out
 from fl_utils.experiments.run import data_of
+from fl_utils.records import RunRecord
+
+#: Folder of the records of deployed runs, beside the simulated ones'.
+DEPLOYMENT = "deployment"
 
 
 def federation_of(config: ExperimentConfig, *, min_hospitals: int | None = None, **fields) -> Federation:
@@ -32,7 +45,7 @@ def federation_of(config: ExperimentConfig, *, min_hospitals: int | None = None,
 def set_up(folder: Path, federation: Federation, *, hosts: Sequence[str] = ()) -> None:
     """Makes a federation on this machine, with each hospital's images in its folder, as `share_out` deals them.
 
-    The files are numbered as the data set numbers them, so that a hospital reads them in the simulation's order.
+    The files are numbered in the simulation's order, which decides what stands in a batch, and then as in the data set.
 
     Args:
       folder: new or empty.
@@ -55,6 +68,94 @@ def _write_images(folder: Path, dataset: ImageDataset, hospitals: Hospitals, num
     write_hospital(
         folder, {part: dataset.images[own] for part, own in index.items()},
         {part: dataset.labels[own] for part, own in index.items()},
-        {part: [f"{place:06d}" for place in own] for part, own in index.items()}, dataset.class_names,
+        {part: [f"{order:05d}_{place:06d}" for order, place in enumerate(own)] for part, own in index.items()}, dataset.class_names,
         {part: np.asarray(dataset.groups[own]) for part, own in index.items()},
+    )
+
+
+def deployed_run(config: ExperimentConfig, *, experiment: str = DEPLOYMENT, progress: bool = True) -> RunRecord:
+    """The record of a configuration that was trained by real processes on this machine: loaded, or trained and written.
+
+    The record is as `run.run` writes it, so that the two compare line by line: curves from what the hospitals counted, the
+    test predictions of the selected weights, judged here as the simulation's. A federation that was stopped goes on.
+
+    Args:
+      config: of a federated run.
+      experiment: folder of the record below `results/runs/` (or `results/<profile>/runs/`).
+      progress: show a bar.
+    Raises:
+      FederationError: the training failed.
+      DataError, RecordError: as `run.run`.
+    """
+    root = paths.runs_root(config.profile) / experiment
+    try:
+        dataset = data_of(config)
+    except DataError:
+        record = records.find_record(root, config, None)  # a published record can be read without its images
+        if record is None:
+            raise
+        return record
+    record = records.find_record(root, config, dataset.fingerprint)
+    if record is not None:
+        return record
+    name = records.run_id(config, dataset.fingerprint)
+    if os.environ.get("FL_UTILS_NO_TRAINING"):
+        raise records.RecordError(
+            f"There is no record of {name} in {root}, and this command does not train. Run `make reproduce PROFILE={config.profile}`."
+        )
+    folder = paths.cache_root() / "federations" / name
+    if not (folder / "federation.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        set_up(folder, federation_of(config, address=free_address()))
+    run_federation(folder, progress=progress)
+    record = _write_record(config, dataset, folder / "server", root)
+    shutil.rmtree(folder, ignore_errors=True)  # keys and images have no business there any more
+    return record
+
+
+def run_federation(folder: Path, *, progress: bool = True) -> dict:
+    """Runs a federation of this machine to its end, with a bar; returns its last status."""
+    total = read_federation(folder).config.total_rounds
+    with Local(folder) as local, tqdm(total=total, unit="round", desc="federation", disable=not progress, leave=False) as bar:
+
+        def show(status: dict) -> None:
+            joined = sum(one["state"] == "joined" for one in status["hospitals"].values())
+            score = status["validation"]
+            bar.set_postfix_str(f"validation {score['balanced_accuracy']:.3f}" if score else f"{joined} hospitals joined")
+            bar.update(status["round"] - bar.n)
+
+        return local.wait(show=show)
+
+
+def free_address() -> str:
+    """A port of this machine's loopback that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{one.getsockname()[1]}"
+
+
+def _write_record(config: ExperimentConfig, dataset: ImageDataset, folder: Path, root: Path) -> RunRecord:
+    from fl_utils.experiments.training import views_of  # load TensorFlow
+    from fl_utils.learning.configured import new_classifier
+    from fl_utils.learning.rounds import Judge, TrainingResult
+
+    facts, rows = json.loads((folder / "model.json").read_text()), pd.read_csv(folder / "metrics.csv", dtype={"client": str})
+    with np.load(folder / "model.npz") as arrays:
+        weights = [arrays[name] for name in arrays.files]
+    hospitals = share_out(dataset, config)
+    dataset = as_taken(dataset, hospitals, config)
+    judge = Judge(
+        new_classifier(config, dataset.images.shape[1:], dataset.num_classes), dataset.images, dataset.labels,
+        views_of(hospitals, "all", config),
+    )
+    result = TrainingResult(rows, facts["selected_round"], weights)
+    trained = judged(config, dataset, hospitals, [("all", result, judge.predict(weights))])
+    final = pd.DataFrame(trained.final_rows, columns=records.METRIC_COLUMNS)
+    return records.write_record(
+        root, config, fingerprint=data_of(config).fingerprint, metrics=pd.concat([rows, final], ignore_index=True),
+        predictions=trained.predictions, duration_s=facts["duration_s"],
+        facts=trained.facts | {
+            "selected_round": {"all": facts["selected_round"]}, "flwr": importlib.metadata.version("flwr"),
+            "deployed": "one process a hospital and one for the server, on one machine, TLS on loopback",
+        },
     )

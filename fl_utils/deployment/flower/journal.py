@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,17 +30,20 @@ class Journal(grpc.UnaryUnaryClientInterceptor):
     def __init__(self, folder: Path, keep: Path | None = None):
         self._log, self._keep = Path(folder) / FILE, keep
         self.sent_bytes, self._calls = 0, 0
+        self._lock = threading.Lock()  # pieces of a message are sent by several threads, heartbeats by another
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
 
     def intercept_unary_unary(self, continuation, client_call_details, request):
         """Called by gRPC with every request."""
         content = request.SerializeToString()
-        self.sent_bytes += len(content)
-        if self._keep is not None:
+        with self._lock:
+            self.sent_bytes += len(content)
             self._calls += 1
+            number = self._calls
+        if self._keep is not None:
             name = client_call_details.method.rsplit("/", 1)[-1]
-            (self._keep / f"{self._calls:06d}_{name}.bin").write_bytes(content)
+            (self._keep / f"{number:06d}_{name}.bin").write_bytes(content)
         return continuation(client_call_details, request)
 
     def write(self, **entry) -> None:
