@@ -66,7 +66,7 @@ def _train_one(
     keep_diverged: bool,
 ) -> Result:
     judge = _judge(config, dataset, hospitals, name)
-    learner = (_federated if config.federated else _alone)(config, dataset, hospitals, name)
+    learner = federated_learner(config, dataset, hospitals) if config.federated else _alone(config, dataset, hospitals, name)
     result = run_rounds(
         learner, judge, total_rounds=config.total_rounds, checkpoint=checkpoint,
         checkpoint_interval_s=checkpoint_interval_s, on_round=reporter(on_round), keep_diverged=keep_diverged,
@@ -197,7 +197,8 @@ def _alone(config, dataset: ImageDataset, hospitals: Hospitals, name: str) -> Ce
     )
 
 
-def _federated(config, dataset: ImageDataset, hospitals: Hospitals, name: str):
+def federated_learner(config: ExperimentConfig, dataset: ImageDataset, hospitals: Hospitals):
+    """What trains a federated run round by round, at its start (`rounds.Learner`)."""
     if config.aggregator:
         return _robust(config, dataset, hospitals)
     # TFF takes seconds to import; only a federated run needs it.

@@ -224,7 +224,7 @@ def test_patient_level_with_encrypted_sums_is_patient_level_without(monkeypatch)
     # What the accountant would ask for is the subject of other tests.
     monkeypatch.setattr(noise_plan, "noise_multiplier_for", lambda epsilon, terms: 2.0)
     plain, secret = (
-        training._federated(one, data, held, "all") for one in (config, config.model_copy(update={"encrypted": True}))
+        training.federated_learner(one, data, held) for one in (config, config.model_copy(update={"encrypted": True}))
     )
     start = plain.weights()
     assert distance(start, secret.weights()) == 0

@@ -17,6 +17,7 @@ from flwr.common.inflatable import get_all_nested_objects
 
 from fl_utils.deployment.flower import credentials, messages, secure
 from fl_utils.deployment.flower.journal import Journal
+from fl_utils.deployment.flower.key_files import read_file
 from fl_utils.deployment.flower.link import LineLost, Link, Refused, answer_messages
 from fl_utils.deployment.flower.settings import Federation, FederationError, hospital_folder, read_federation
 from fl_utils.files import write_atomically
@@ -49,7 +50,7 @@ def run_client(
     federation = read_federation(own)
     if not 0 <= number < federation.config.num_clients:
         raise FederationError(f"There is no hospital {number}: they are numbered 0 to {federation.config.num_clients - 1}.")
-    keys, authority = credentials.load_hospital_key(own), (own / "ca.crt").read_bytes()
+    keys, authority = credentials.load_hospital_key(own), read_file(own / "ca.crt")
     with contextlib.suppress(ConnectionError):  # nothing is loaded for a server that is not the federation's
         _check(federation, authority)
     from fl_utils.deployment.flower.hospital import Hospital  # loads TensorFlow
@@ -99,8 +100,8 @@ class _Desk:
         self._visit = secrets.token_hex(8)
         self._context = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
         self.over = threading.Event()
-        secured = hospital.federation.secure is not None
-        app = ClientApp(mods=[secure.secure_mod] if secured else [])
+        secured = hospital.federation.secure
+        app = ClientApp(mods=[secure.agreed_mod(secured.threshold)] if secured else [])
         app.query(messages.INTRODUCE)(self._introduce)
         app.query(messages.FINISH)(self._finish)
         app.evaluate()(self._judge)

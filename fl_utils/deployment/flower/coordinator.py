@@ -180,12 +180,10 @@ class Coordinator:
         began = asked = time.monotonic()
         while open_for and time.monotonic() - began < self._federation.round_timeout_s:
             for answer in self._office.collect():
-                if answer.kind != messages.TRAIN:
+                if answer.kind != messages.TRAIN or answer.round_num != number:
                     anew = self._members.take(answer)
                     if anew and answer.hospital in open_for:  # its question went down with the process of before
                         self._office.post([answer.hospital], messages.TRAIN, task, weights, number)
-                elif answer.round_num != number:
-                    self._board.event(f"answered round {answer.round_num} too late; not used.", answer.hospital)
                 elif answer.hospital in open_for:
                     open_for.discard(answer.hospital)
                     update = self._checked(answer, number, rows)

@@ -78,7 +78,9 @@ class Members:
         if wrong:
             self._present.discard(hospital)
             self._board.hospital(hospital, state="refused")
-            self._board.event(f"cannot take part: {wrong}", hospital)
+            text = f"cannot take part: {wrong}"
+            if self._board.status["hospitals"][str(hospital)]["last_word"] != text:  # it is asked again each round
+                self._board.event(text, hospital)
             return False
         before = self.introduced.get(hospital, {}).get("visit")
         self.introduced[hospital] = answer.facts

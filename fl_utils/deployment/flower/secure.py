@@ -13,7 +13,7 @@ What it protects against: a server that keeps to the protocol and is curious. Wh
 - Metrics and `num_examples` travel in the clear; nothing but the arrays is hidden.
 - The server passes the public keys on, and a hospital cannot tell whose they are. One that lies can invent hospitals, or
   put its own keys in the place of others', and see through the masks. Flower's node authentication tells the server who
-  the hospitals are, never a hospital who the others are. Nor does a hospital know here which threshold was agreed on.
+  the hospitals are, never a hospital who the others are.
 - A lying server may tell one hospital that another is there, and the next that it is gone, and so ask for both halves of
   what hides its update. Hospitals refuse what each can see of this: a list that contradicts itself, a second list. As a
   share of each half goes to no more than all, a threshold above half of the hospitals closes the rest; any other is
@@ -181,6 +181,18 @@ def secure_mod(message: Message, context: Context, call_next: Callable[[Message,
         _check_survivors(request, state, message.metadata.dst_node_id)
     use_strong_masks()
     return _HOSPITAL_SIDE.secaggplus_mod(message, context, lambda m, c: _flattened(call_next(m, c), state))
+
+
+def agreed_mod(threshold: int) -> Callable:
+    """`secure_mod` of a hospital that knows which threshold was agreed on, and refuses a round with another."""
+
+    def mod(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
+        request = message.content.config_records.get(RECORD_KEY_CONFIGS) or {}
+        if request.get(Key.STAGE) == Stage.SETUP and request.get(Key.THRESHOLD) != threshold:
+            raise ValueError(f"The server asks for a secure sum with threshold {request.get(Key.THRESHOLD)}; {threshold} was agreed on.")
+        return secure_mod(message, context, call_next)
+
+    return mod
 
 
 def secure_round(grid: Grid, *, weights: Sequence[np.ndarray], node_ids: Sequence[int], round_num: int, config: Mapping,

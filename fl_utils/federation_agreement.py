@@ -1,0 +1,126 @@
+"""The same small training three ways: by real processes, by TFF, and without either; how far the weights are apart."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from fl_utils import seeding
+from fl_utils.config import ExperimentConfig, make_config
+from fl_utils.experiments.hospitals import share_out
+from fl_utils.experiments.run import data_of
+from fl_utils.experiments.training import federated_learner, hospital_updates
+from fl_utils.federations import federation_of, free_address, run_federation, set_up
+from fl_utils.learning import reference
+from fl_utils.learning.configured import local_settings, new_classifier
+from fl_utils.learning.local import class_weights, example_order
+from fl_utils.learning.rounds import load_checkpoint
+
+Weights = list[np.ndarray]
+ROUNDS = 3
+#: Softmax regression has gradients that NumPy can follow; the network has all that a network has.
+_METHODS = {
+    "fedavg": {"model": "softmax_regression", "augment": False},
+    "fedprox": {"model": "small_cnn", "proximal_strength": 0.1},
+    "fedadam": {"model": "small_cnn", "server_learning_rate": 0.01},
+}
+
+
+def agreement_config(method: str, **fields) -> ExperimentConfig:
+    """A small training of three uneven hospitals on phantoms."""
+    return make_config(**{
+        "dataset": "phantom_brain", "method": method, "partition": "quantity", "quantity_alpha": 5.0, "num_clients": 3, "seed": 3,
+        "profile": "smoke", "image_size_px": 24, "num_images": 120, "total_rounds": ROUNDS, "client_batch_size": 16,
+        "client_learning_rate": 0.02, **_METHODS[method], **fields,
+    })
+
+
+def distances(method: str) -> pd.DataFrame:
+    """Runs the training in each way that there is for the method.
+
+    Returns:
+      A row a pair: method, model, pair, distance (largest over all weights), moved (of Flower's from the initial ones),
+      parameters, rounds.
+    """
+    config = agreement_config(method)
+    deployed, start = by_flower(config), _initial(config)
+    others = {"TFF": by_tff(config)}
+    if config.model == "softmax_regression":
+        others["NumPy"] = by_numpy(config)
+    if method in ("fedavg", "fedprox"):
+        others["the same code in one process"] = in_one_process(config)
+    moved, size = farthest(deployed, start), sum(weight.size for weight in start)
+    rows = [(method, config.model, f"Flower – {name}", farthest(deployed, weights), moved, size, ROUNDS) for name, weights in others.items()]
+    return pd.DataFrame(rows, columns=["method", "model", "pair", "distance", "moved", "parameters", "rounds"])
+
+
+def by_flower(config: ExperimentConfig) -> Weights:
+    """The common weights after the last round, by real processes."""
+    with tempfile.TemporaryDirectory(prefix="fl_utils_federation_") as root:
+        folder = Path(root) / "federation"
+        set_up(folder, federation_of(config, address=free_address()))
+        run_federation(folder, progress=False)
+        saved = load_checkpoint(folder / "server" / "checkpoint.npz")
+    return saved["state"][: len(_initial(config))]
+
+
+def by_tff(config: ExperimentConfig) -> Weights:
+    """The same by the simulation."""
+    dataset = data_of(config)
+    learner = federated_learner(config, dataset, share_out(dataset, config))
+    for number in range(1, config.total_rounds + 1):
+        learner.do_round(number)
+    return learner.weights()
+
+
+def by_numpy(config: ExperimentConfig) -> Weights:
+    """The same by `learning.reference`, in float64; softmax regression only."""
+    dataset, settings = data_of(config), local_settings(config)
+    hospitals, weights = share_out(dataset, config), _initial(config)
+    counts = class_weights(dataset.labels[np.concatenate(hospitals.train)], dataset.num_classes, enabled=config.class_weighting)
+    for number in range(1, config.total_rounds + 1):
+        deltas = [
+            reference.client_update(
+                weights, dataset.images[own], dataset.labels[own], _batches(config, len(own), client, number), counts,
+                settings.learning_rate, settings.momentum,
+            )
+            for client, own in enumerate(hospitals.train)
+        ]
+        weights = reference.federated_average(weights, deltas, [len(own) for own in hospitals.train])
+    return weights
+
+
+def in_one_process(config: ExperimentConfig) -> Weights:
+    """The hospitals' own code, one after another in this process, averaged in float64; FedAvg and FedProx."""
+    dataset = data_of(config)
+    hospitals, weights = share_out(dataset, config), _initial(config)
+    sizes = [len(own) for own in hospitals.train]
+    for number in range(1, config.total_rounds + 1):
+        deltas = hospital_updates(config, dataset, hospitals, weights, number)
+        means = [
+            sum(size / sum(sizes) * part for size, part in zip(sizes, parts, strict=True)) for parts in zip(*deltas, strict=True)
+        ]
+        weights = [weight - np.asarray(mean, np.float32) for weight, mean in zip(weights, means, strict=True)]
+    return weights
+
+
+def farthest(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
+    """The largest difference of two models' weights."""
+    return max(float(np.abs(np.asarray(a, np.float64) - b).max()) for a, b in zip(one, other, strict=True))
+
+
+def _initial(config: ExperimentConfig) -> Weights:
+    dataset = data_of(config)
+    return [weight.numpy() for weight in new_classifier(config, dataset.images.shape[1:], dataset.num_classes).trainable_variables]
+
+
+def _batches(config: ExperimentConfig, number: int, client: int, round_num: int) -> list[np.ndarray]:
+    """The batches of a hospital's round, in the order of `LocalTrainer.run`."""
+    seed, batches = seeding.tf_seed(config.seed, "batch_order", str(client), round_num), []
+    for epoch in range(config.client_epochs_per_round):
+        order = example_order(number, tf.random.experimental.stateless_fold_in(seed, epoch)).numpy()
+        batches += [order[start : start + config.client_batch_size] for start in range(0, number, config.client_batch_size)]
+    return batches
