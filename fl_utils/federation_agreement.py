@@ -1,19 +1,18 @@
 """The same small training three ways: by real processes, by TFF, and without either; how far the weights are apart."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 
 from fl_utils import seeding
 from fl_utils.config import ExperimentConfig, make_config
 from fl_utils.experiments.hospitals import share_out
 from fl_utils.experiments.run import data_of
 from fl_utils.experiments.training import federated_learner, hospital_updates
-from fl_utils.federations import federation_of, free_address, run_federation, set_up
+from fl_utils.federations import federation_of, free_address, quiet, run_federation, set_up
 from fl_utils.learning import reference
 from fl_utils.learning.configured import local_settings, new_classifier
 from fl_utils.learning.local import class_weights, example_order
@@ -42,19 +41,44 @@ def distances(method: str) -> pd.DataFrame:
     """Runs the training in each way that there is for the method.
 
     Returns:
-      A row a pair: method, model, pair, distance (largest over all weights), moved (of Flower's from the initial ones),
-      parameters, rounds.
+      See `_table`.
     """
+    quiet()
     config = agreement_config(method)
-    deployed, start = by_flower(config), _initial(config)
-    others = {"TFF": by_tff(config)}
+    deployed, others = by_flower(config), {"TFF": by_tff(config)}
     if config.model == "softmax_regression":
         others["NumPy"] = by_numpy(config)
     if method in ("fedavg", "fedprox"):
         others["the same code in one process"] = in_one_process(config)
-    moved, size = farthest(deployed, start), sum(weight.size for weight in start)
-    rows = [(method, config.model, f"Flower – {name}", farthest(deployed, weights), moved, size, ROUNDS) for name, weights in others.items()]
-    return pd.DataFrame(rows, columns=["method", "model", "pair", "distance", "moved", "parameters", "rounds"])
+    return _table(config, {f"Flower – {name}": (deployed, weights) for name, weights in others.items()})
+
+
+def sensitivity(config: ExperimentConfig) -> pd.DataFrame:
+    """The same for a training of a real model, beside what a change of its start in the seventh digit does to it.
+
+    Returns:
+      See `_table`.
+    """
+    quiet()
+    deployed, alone = by_flower(config), in_one_process(config)
+    signs = seeding.generator(config.seed, "moved_start")
+    moved = [weight * (1 + 1e-7 * signs.choice([-1, 1], weight.shape)).astype(np.float32) for weight in _initial(config)]
+    return _table(config, {
+        "Flower – the same code in one process": (deployed, alone), "Flower – TFF": (deployed, by_tff(config)),
+        "start moved in the seventh digit – not moved": (in_one_process(config, moved), alone),
+    })
+
+
+def _table(config: ExperimentConfig, pairs: Mapping[str, tuple[Weights, Weights]]) -> pd.DataFrame:
+    """A row a pair: dataset, method, model, pair, distance (largest over all weights), moved (of the first from the start),
+    parameters, rounds."""
+    start = _initial(config)
+    about = {"dataset": config.dataset, "method": config.method, "model": config.model}
+    size = {"parameters": sum(weight.size for weight in start), "rounds": config.total_rounds}
+    return pd.DataFrame([
+        about | {"pair": pair, "distance": farthest(one, other), "moved": farthest(one, start)} | size
+        for pair, (one, other) in pairs.items()
+    ])
 
 
 def by_flower(config: ExperimentConfig) -> Weights:
@@ -93,10 +117,10 @@ def by_numpy(config: ExperimentConfig) -> Weights:
     return weights
 
 
-def in_one_process(config: ExperimentConfig) -> Weights:
+def in_one_process(config: ExperimentConfig, start: Weights | None = None) -> Weights:
     """The hospitals' own code, one after another in this process, averaged in float64; FedAvg and FedProx."""
     dataset = data_of(config)
-    hospitals, weights = share_out(dataset, config), _initial(config)
+    hospitals, weights = share_out(dataset, config), start or _initial(config)
     sizes = [len(own) for own in hospitals.train]
     for number in range(1, config.total_rounds + 1):
         deltas = hospital_updates(config, dataset, hospitals, weights, number)
@@ -119,6 +143,8 @@ def _initial(config: ExperimentConfig) -> Weights:
 
 def _batches(config: ExperimentConfig, number: int, client: int, round_num: int) -> list[np.ndarray]:
     """The batches of a hospital's round, in the order of `LocalTrainer.run`."""
+    import tensorflow as tf
+
     seed, batches = seeding.tf_seed(config.seed, "batch_order", str(client), round_num), []
     for epoch in range(config.client_epochs_per_round):
         order = example_order(number, tf.random.experimental.stateless_fold_in(seed, epoch)).numpy()

@@ -20,9 +20,9 @@ def register(app: typer.Typer) -> None:
 
 def server(folder: Path = FOLDER) -> None:
     """Serve a training to its hospitals: it begins when all have joined, and goes on where an earlier server ended."""
+    _prepare_process()
     from fl_utils.deployment.flower import run_server
 
-    _end_on_sigterm()
     run_server(folder, say=typer.echo)
 
 
@@ -33,9 +33,9 @@ def client(
     keep_sent: Path = typer.Option(None, help="Folder for a copy of every byte that is sent."),
 ) -> None:
     """Take part as one hospital: train on its own images until the server says that it is over."""
+    _prepare_process()
     from fl_utils.deployment.flower import run_client
 
-    _end_on_sigterm()
     run_client(folder, hospital, data=data, keep_sent=keep_sent, say=typer.echo)
 
 
@@ -176,6 +176,12 @@ def _new_on_phantoms(folder: Path, hospitals: int) -> None:
     )
     set_up(folder, federation_of(config))
     typer.echo(f"{folder} was made: {hospitals} hospitals on phantoms (drawn, not real).")
+
+
+def _prepare_process() -> None:
+    """Of a server or hospital."""
+    sys.modules.setdefault("ray", None)  # Flower would load it, for simulations: two seconds
+    _end_on_sigterm()
 
 
 def _end_on_sigterm() -> None:

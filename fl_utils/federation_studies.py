@@ -2,8 +2,9 @@
 
 import dataclasses
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pandas as pd
 from fl_utils import paths
 from fl_utils.config import ExperimentConfig, make_config
 from fl_utils.deployment.flower import Federation, Local, SecureSum, read_events, read_journal
-from fl_utils.experiments import plans
+from fl_utils.experiments import analysis, plans
 from fl_utils.experiments.measured import Content, Layout, digest, load_or_compute
 from fl_utils.experiments.run import data_of
 from fl_utils.federations import deployed_run, federation_of, free_address, set_up
@@ -35,6 +36,7 @@ class Settings:
       dataset: of the deployed runs and the interrupted one.
       seeds: of the deployed runs.
       rounds: of the interrupted federation; a hospital is killed after `killed_after` and started again after `back_after`.
+      held: rounds on phantoms are over sooner than a process starts, so another hospital is held until it is there.
       timed_rounds: counted rounds of the timing, a transport.
       methods: whose weights are compared with the simulation's.
     """
@@ -45,13 +47,14 @@ class Settings:
     killed_after: int
     back_after: int
     timed_rounds: int
+    held: bool = True
     methods: tuple[str, ...] = ("fedavg", "fedprox", "fedadam")
 
 
 SETTINGS = {
-    "smoke": Settings("phantom_brain", (0,), 6, 2, 4, 2, ("fedavg",)),
-    "quick": Settings("phantom_brain", (0,), 12, 3, 7, 4),
-    "paper": Settings("brain_mri", (0, 1, 2, 3, 4), 20, 5, 11, 10),
+    "smoke": Settings("phantom_brain", (0, 1), 6, 2, 3, 2, methods=("fedavg",)),
+    "quick": Settings("phantom_brain", (0, 1), 12, 3, 6, 4),
+    "paper": Settings("brain_mri", (0, 1, 2, 3, 4), 20, 5, 7, 10, held=False),
 }
 
 
@@ -70,21 +73,23 @@ def deployed_runs(profile: str, progress: bool = True) -> list[RunRecord]:
     return [deployed_run(config, progress=progress) for config in deployed_configs(profile)]
 
 
-def agreement(profile: str, progress: bool = True) -> pd.DataFrame:
-    """How far the weights of Flower, TFF and NumPy are apart after three rounds on phantoms.
+def agreement(profile: str) -> pd.DataFrame:
+    """How far the weights of Flower, TFF and NumPy are apart after three rounds.
 
-    Columns: method, pair, distance (largest over all weights), moved (how far the weights went), parameters. NumPy is
-    the reference's softmax regression, gradients included; with other models it averages the hospitals' changes.
+    On small trainings, and, with real images, of the deployed run: columns dataset, method, model, pair, distance
+    (largest over all weights), moved (how far the weights went), parameters, rounds.
     """
-    settings = SETTINGS[profile]
+    settings, real = SETTINGS[profile], profile == "paper"
+    config = _shortened(deployed_configs(profile)[0], 3)
 
     def made() -> Content:
-        from fl_utils.federation_agreement import distances
+        from fl_utils.federation_agreement import distances, sensitivity
 
-        table = pd.concat([distances(method) for method in settings.methods], ignore_index=True)
-        return Content({"agreement": table}, {"rounds": 3} | describe_environment())
+        tables = [distances(method) for method in settings.methods] + ([sensitivity(config)] if real else [])
+        return Content({"agreement": pd.concat(tables, ignore_index=True)}, describe_environment())
 
-    return _study(profile, "agreement", ("agreement",), [settings.methods], made).tables["agreement"]
+    decided_by = [list(settings.methods), config.model_dump(mode="json") if real else None]
+    return _study(profile, "agreement", ("agreement",), decided_by, made).tables["agreement"]
 
 
 def interruption(profile: str, watch: Callable[[dict], None] | None = None) -> Content:
@@ -106,31 +111,135 @@ def interruption(profile: str, watch: Callable[[dict], None] | None = None) -> C
                 local.wait(show=watch, until=lambda status: status["round"] >= settings.killed_after)
                 local.kill_hospital(2)
                 local.wait(show=watch, until=lambda status: status["round"] >= settings.back_after)
+                if settings.held:
+                    local.hospitals[3].send_signal(signal.SIGSTOP)
                 local.start_hospital(2)
+                if settings.held:
+                    local.wait(show=watch, until=lambda status: status["hospitals"]["2"]["state"] == "joined")
+                    local.hospitals[3].send_signal(signal.SIGCONT)
                 local.wait(show=watch)
-                codes = local.exit_codes()
-            return _interrupted_content(folder, config, codes, settings)
+                codes, status = local.exit_codes(), local.status()
+            return _interrupted_content(folder, config, {"exit_codes": codes, "status": status}, settings)
 
     tables = ("events", "metrics", "sent")
     return _study(profile, "interruption", tables, [config.model_dump(mode="json"), settings.killed_after, settings.back_after], made)
 
 
-def overhead(profile: str, progress: bool = True) -> pd.DataFrame:
+def overhead(profile: str) -> pd.DataFrame:
     """Seconds of a round beside the slowest hospital's own work, by transport, measured in one run of each.
 
-    The reference work: 4 hospitals of 128 images of 64 x 64 pixels, the seed's CNN, batches of 32, one pass a round. The first
-    round, in which TensorFlow traces its step, is not counted.
+    The work is that of the deployed runs. The first round, in which TensorFlow traces its step, is not counted.
 
     Columns: transport, label, round, duration_s, work_s, over_s, sent_bytes (of one hospital), model_bytes.
     """
-    settings = SETTINGS[profile]
+    config = _shortened(deployed_configs(profile)[0], SETTINGS[profile].timed_rounds + 1)
 
     def made() -> Content:
-        rows = [row for transport in TRANSPORTS for row in _timed(transport, settings.timed_rounds, profile)]
+        rows = [row for transport in TRANSPORTS for row in _timed(transport, config)]
         columns = ["transport", "label", "round", "duration_s", "work_s", "over_s", "sent_bytes", "model_bytes"]
         return Content({"overhead": pd.DataFrame(rows, columns=columns)}, describe_environment())
 
-    return _study(profile, "overhead", ("overhead",), [settings.timed_rounds], made).tables["overhead"]
+    return _study(profile, "overhead", ("overhead",), [config.model_dump(mode="json")], made).tables["overhead"]
+
+
+def deployed_summary(profile: str, simulated: Sequence[RunRecord], deployed: Sequence[RunRecord], metric: str) -> pd.DataFrame:
+    """Mean and intervals of the pooled model, each hospital alone, the simulation and the real processes.
+
+    Args:
+      profile: of the notebook.
+      simulated: records of notebook 02.
+      deployed: records of the same federated configurations by real processes.
+      metric: of `analysis.summary`.
+    """
+    table, real = analysis.summary(simulated, metric), analysis.summary(deployed, metric)
+    table["label"] = table["label"].replace(real["label"].iloc[0], "Simulated federation (TFF)")
+    return pd.concat([table, real.assign(method="deployed", label="Real processes (Flower)")], ignore_index=True)
+
+
+def comparable(profile: str, progress: bool = True) -> list[RunRecord]:
+    """The simulated runs beside the deployed ones: pooled, each hospital alone, and the federation, the same seeds."""
+    settings = SETTINGS[profile]
+    wanted = [
+        config for config in plans.configs_02(profile, settings.dataset)
+        if config.split == "deduplicated" and config.num_clients in (1, 4) and config.clients_per_round is None
+        and config.seed in settings.seeds
+    ]
+    return plans.sweep(wanted, progress=progress)
+
+
+def curve_differences(simulated: Sequence[RunRecord], deployed: Sequence[RunRecord], metric: str) -> pd.DataFrame:
+    """How far the deployed curve lies from the simulated one, beside how far seeds lie from each other.
+
+    Args:
+      simulated, deployed: records of the same federated configurations, one a seed.
+      metric: of the curves on the test images.
+    Returns:
+      One row: rounds, seeds, mean_difference (deployed - simulated, over seeds and rounds), largest_mean_difference (of a
+      round's mean over seeds), mean_distance (absolute, same seed), seed_distance (absolute, two seeds of the
+      simulation; NaN with one).
+    """
+    both = [analysis.curves(runs, metric).pivot(index="round", columns="seed", values="value") for runs in (simulated, deployed)]
+    difference = (both[1] - both[0]).dropna()
+    pairs = [(both[0][a] - both[0][b]).abs().mean() for a in both[0] for b in both[0] if a < b]
+    return pd.DataFrame([{
+        "rounds": len(difference), "seeds": difference.shape[1], "mean_difference": difference.to_numpy().mean(),
+        "largest_mean_difference": difference.mean(axis=1).abs().max(), "mean_distance": difference.abs().to_numpy().mean(),
+        "seed_distance": float(np.mean(pairs)) if pairs else np.nan,
+    }])
+
+
+def presence(content: Content) -> pd.DataFrame:
+    """Of an `interruption`: columns round, client, counted (whether a hospital's update counted in the round)."""
+    metrics = content.tables["metrics"]
+    came = set(metrics.loc[metrics["metric"] == "took_part", ["round", "client"]].itertuples(index=False, name=None))
+    return pd.DataFrame([
+        (number, f"Hospital {client}", (number, client) in came)
+        for client in content.facts["status"]["hospitals"] for number in range(1, content.facts["rounds"] + 1)
+    ], columns=["round", "client", "counted"])  # fmt: skip
+
+
+def member_files(config: ExperimentConfig) -> pd.DataFrame:
+    """What the members of a federation are given: columns member, file, mode, bytes; images are one row a hospital."""
+    rows = []
+    with _Folder(federation_of(config)) as folder:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            member, _, file = str(path.relative_to(folder)).partition("/")
+            rows.append((member, file or member, f"{path.stat().st_mode & 0o777:o}", path.stat().st_size))
+    table = pd.DataFrame(rows, columns=["member", "file", "mode", "bytes"])
+    images = table["file"].str.startswith("data/") & table["file"].str.endswith(".png")
+    counted = table[images].groupby("member").agg(file=("file", "size"), mode=("mode", "first"), bytes=("bytes", "sum")).reset_index()
+    counted["file"] = "data/…: " + counted["file"].astype(str) + " images"
+    return pd.concat([table[~images], counted]).sort_values(["member", "file"], ignore_index=True)
+
+
+def sent_rows(content: Content) -> pd.DataFrame:
+    """Of an `interruption`: hospital 0's log, with the bytes of all its calls from one update to the next."""
+    sent = content.tables["sent"].query("hospital == 0")
+    return sent.assign(bytes_a_round=-sent["sent_bytes_before"].diff(-1), hash=sent["message_sha256"].str[:16] + "…")[
+        ["what", "round", "hash", "content_bytes", "bytes_a_round"]
+    ].reset_index(drop=True)
+
+
+def status_rows(status: dict) -> pd.DataFrame:
+    """A federation's status, a row a hospital; what `fl-utils federation status` shows."""
+    return pd.DataFrame([
+        {"hospital": number, "state": one["state"], "round": one["round"], "received_MB": one["bytes"] / 1e6, "last word": one["last_word"]}
+        for number, one in status["hospitals"].items()
+    ])
+
+
+def live_table() -> Callable[[dict], None]:
+    """For notebooks: a place in the output where the status is shown, and shown anew; empty at the end."""
+    from IPython.display import HTML, display
+
+    place = display(HTML(""), display_id=True)
+
+    def show(status: dict) -> None:
+        over = status["state"] in ("finished", "failed", "stopped")
+        title = f"<b>{status['state']}, round {status['round']} of {status['total_rounds']}.</b> {status['last_word']}"
+        place.update(HTML("" if over else title + status_rows(status).to_html(index=False)))
+
+    return show
 
 
 def _study(profile: str, name: str, tables: tuple[str, ...], decided_by: list, made: Callable[[], Content]) -> Content:
@@ -154,7 +263,7 @@ class _Folder:
         shutil.rmtree(self._root, ignore_errors=True)
 
 
-def _interrupted_content(folder: Path, config: ExperimentConfig, codes: dict, settings: Settings) -> Content:
+def _interrupted_content(folder: Path, config: ExperimentConfig, end: dict, settings: Settings) -> Content:
     events = pd.DataFrame(read_events(folder / "server"))
     for column in ("round", "hospital"):
         events[column] = events[column] if column in events else np.nan
@@ -165,8 +274,8 @@ def _interrupted_content(folder: Path, config: ExperimentConfig, codes: dict, se
     sent = pd.concat([
         pd.DataFrame(read_journal(folder / f"hospital_{number}")).assign(hospital=number) for number in range(config.num_clients)
     ])
-    facts = {
-        "exit_codes": codes, "killed_after": settings.killed_after, "back_after": settings.back_after,
+    facts = end | {
+        "killed_after": settings.killed_after, "back_after": settings.back_after,
         "synthetic": data_of(config).synthetic, "rounds": config.total_rounds, "model_bytes": _model_bytes(folder),
     }
     return Content({
@@ -180,11 +289,8 @@ def _model_bytes(folder: Path) -> int:
         return int(sum(arrays[name].nbytes for name in arrays.files))
 
 
-def _timed(transport: str, rounds: int, profile: str) -> list[tuple]:
-    config = make_config(
-        dataset="phantom_brain", method="fedavg", partition="iid", num_clients=4, seed=0, profile=profile, image_size_px=64,
-        num_images=720, model="seed_cnn", total_rounds=rounds + 1, client_learning_rate=0.015, client_batch_size=32, augment=False,
-    )
+def _timed(transport: str, config: ExperimentConfig) -> list[tuple]:
+    rounds = config.total_rounds - 1
     secure = SecureSum(threshold=3) if transport == "secure" else None
     federation = federation_of(
         config, address=free_address(), secure=secure and secure.model_dump(), transport="plain" if transport == "plain" else "tls"
@@ -211,4 +317,4 @@ def _shortened(config: ExperimentConfig, rounds: int) -> ExperimentConfig:
 
 def _timeout(profile: str) -> float:
     """Long enough for a hospital that trains on a busy machine, short enough to see one go."""
-    return 30.0 if profile == "paper" else 15.0
+    return 30.0 if profile == "paper" else 90.0

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import logging
 import os
 import shutil
 import socket
@@ -103,6 +104,7 @@ def deployed_run(config: ExperimentConfig, *, experiment: str = DEPLOYMENT, prog
         raise records.RecordError(
             f"There is no record of {name} in {root}, and this command does not train. Run `make reproduce PROFILE={config.profile}`."
         )
+    quiet()
     folder = paths.cache_root() / "federations" / name
     if not (folder / "federation.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -125,6 +127,11 @@ def run_federation(folder: Path, *, progress: bool = True) -> dict:
             bar.update(status["round"] - bar.n)
 
         return local.wait(show=show)
+
+
+def quiet() -> None:
+    """TensorFlow warns of functions that are traced again, which several models in one process always are."""
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
 def free_address() -> str:

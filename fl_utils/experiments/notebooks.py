@@ -25,7 +25,7 @@ class Stage:
 
 
 #: Notebooks that train beforehand; the others train nothing, or by themselves.
-NUMBERS = ("00", "01", "02", "03", "04", "05", "06", "07")
+NUMBERS = ("00", "01", "02", "03", "04", "05", "06", "07", "08")
 
 
 def datasets_of(number: str, profile: str) -> tuple[str, ...]:
@@ -38,6 +38,8 @@ def datasets_of(number: str, profile: str) -> tuple[str, ...]:
         return privacy_plan.datasets_of(profile)
     if number == "07":
         return (poisoning_plan.SETTINGS[profile].dataset,)
+    if number == "08":  # the simulation beside the real processes, which the notebook starts by itself
+        return plans.datasets_of(profile)[:1]
     return tuple(grid.GRIDS[profile].total_rounds) if number == "03" else plans.datasets_of(profile)
 
 
@@ -49,6 +51,8 @@ def stages(number: str, profile: str, dataset: str, progress: bool = True) -> It
     """
     if number == "00":
         yield Stage(leakage.LEAKAGE, leakage.configs_00(profile, dataset, progress))
+    elif number == "08":
+        yield Stage(plans.CLASSIFICATION, plans.configs_02(profile, dataset, progress))
     elif number in plans.NOTEBOOK_CONFIGS:
         yield Stage(plans.CLASSIFICATION, plans.NOTEBOOK_CONFIGS[number](profile, dataset, progress))
     elif number == "03":

@@ -5,6 +5,7 @@ from fl_utils.plotting.comparison import hospital_gain, intervals
 from fl_utils.plotting.counts import class_counts, partition_heatmap, round_steps
 from fl_utils.plotting.curves import learning_curves
 from fl_utils.plotting.explain import agreement_heatmap, sanity_lines, shortcut_dots
+from fl_utils.plotting.federation import interrupted_training, round_seconds
 from fl_utils.plotting.grid import grid_heatmap, norm_panel, order_check, rank_diagram
 from fl_utils.plotting.images import case_gallery, image_gallery
 from fl_utils.plotting.maps import map_gallery, map_view
@@ -50,6 +51,7 @@ __all__ = [
     "hospital_gain",
     "hospital_spread",
     "image_gallery",
+    "interrupted_training",
     "intervals",
     "inversion_scores",
     "learning_curves",
@@ -71,6 +73,7 @@ __all__ = [
     "rank_diagram",
     "reconstruction_grid",
     "reliability",
+    "round_seconds",
     "round_steps",
     "sanity_lines",
     "save_figure",

@@ -5,16 +5,15 @@ with `Hospital.train` obeying the files in hospital_N/orders. So a test decides 
 clock does.
 """
 
-import contextlib
 import json
 import os
-import shutil
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +32,12 @@ STOP, SPOIL, RECORD, HEARTBEAT = "stop_in_round", "spoil", "record", "heartbeat_
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Of those that the kernel gives to nobody by itself: while a server is down, nobody takes it."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
 
 
 def new_federation(folder: Path, *, hospitals: int, total_rounds: int = MANY, class_weighting=True, hosts=(), address=None, **agreed):
@@ -52,6 +54,10 @@ def new_federation(folder: Path, *, hospitals: int, total_rounds: int = MANY, cl
 
 class Obedient(Local):
     """As `Local`, with hospitals that obey `order`."""
+
+    def failed(self) -> bool:
+        """Whether the server ended, or a hospital by itself and not well."""
+        return self.server.poll() is not None or any((one.poll() or 0) > 0 for one in self.hospitals.values())
 
     def start_hospital(self, hospital: int, *options: str) -> None:
         self.hospitals[hospital] = start_client(self.folder, hospital, *options)
@@ -95,22 +101,22 @@ def order(folder: Path, hospital: int, what: str, text: str = "") -> None:
     (orders / f".{what}").rename(orders / what)  # whole or not at all: the hospital may look at any moment
 
 
-def await_(found: Callable[[], object], what: str, federation: Local | None = None):
+def await_(found: Callable[[], object], what: str, federation: Obedient):
     """Waits until `found` gives something, and gives that.
 
     Raises:
-      AssertionError: nothing came; with the last words of all, and at once where the server ended.
+      AssertionError: nothing came, or a process failed first; with the last words of all.
     """
     end = time.monotonic() + LIMIT_S
     while True:
-        over = federation is not None and federation.server.poll() is not None
+        failed = federation.failed()
         if result := found():
             return result
-        if over or time.monotonic() > end:
-            said = {} if federation is None else {
-                path.parent.name: path.read_text(errors="replace")[-600:] for path in sorted(federation.folder.glob("*/console.log"))
-            }
-            raise AssertionError(f"{what}: not seen{', and the server ended' if over else ''}.\n" + "\n".join(map(str, said.items())))
+        if failed or time.monotonic() > end:
+            words = [
+                f"{path.parent.name}: {path.read_text(errors='replace')[-600:]}" for path in sorted(federation.folder.glob("*/console.log"))
+            ]
+            raise AssertionError(f"{what}: not seen{', and a process failed' if failed else ''}.\n" + "\n".join(words))
         time.sleep(0.05)
 
 
@@ -187,14 +193,14 @@ class Reference:
         from fl_utils.deployment.flower.server import _initial_weights
         from fl_utils.learning.local import class_weights
 
-        self.config = (federation := read_federation(folder / "server")).config
-        number = self.config.num_clients
+        self.federation = federation = read_federation(folder / "server")
+        number = federation.config.num_clients
         self.hospitals = [Hospital(federation, n, folder / f"hospital_{n}", folder / f"hospital_{n}" / "data") for n in range(number)]
         self.introduced = [hospital.introduction() for hospital in self.hospitals]
         known = [self.introduced[n]["class_counts"] for n in (range(number) if planned_for is None else planned_for)]
         counts = np.sum(known, axis=0)
         self.class_weights = class_weights(
-            np.repeat(np.arange(len(counts)), counts), len(counts), enabled=self.config.class_weighting
+            np.repeat(np.arange(len(counts)), counts), len(counts), enabled=federation.config.class_weighting
         )
         self.initial = _initial_weights(federation)
 
@@ -222,12 +228,6 @@ class Reference:
         return weights
 
 
-def distance(weights: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
-    """The largest difference of any two numbers; shapes must agree."""
-    assert [one.shape for one in weights] == [other.shape for other in others]
-    return max(float(np.abs(one - other).max()) for one, other in zip(weights, others, strict=True))
-
-
 def recorded(folder: Path, hospital: int) -> dict[int, dict]:
     """Round -> `weights` given to a hospital and the `delta` that it computed, as its own process wrote them down."""
     found = {}
@@ -238,19 +238,21 @@ def recorded(folder: Path, hospital: int) -> dict[int, dict]:
     return found
 
 
+def distance(weights: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
+    """The largest difference of any two numbers; shapes must agree."""
+    assert [one.shape for one in weights] == [other.shape for other in others]
+    return max(float(np.abs(one.astype(np.float64) - other).max()) for one, other in zip(weights, others, strict=True))
+
+
 def sent_by(folder: Path) -> list[bytes]:
     """What a hospital sent with --keep-sent, call by call."""
     return [path.read_bytes() for path in sorted(folder.glob("*.bin"))]
 
 
-@contextlib.contextmanager
-def scratch(root: Path, name: str) -> Iterator[Path]:
-    """A folder for one federation, gone afterwards."""
-    folder = root / name
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def pieces(delta: Sequence[np.ndarray], kind: type = np.float32) -> list[bytes]:
+    """An update's bytes in pieces of 8 numbers of one array; without those that hold a 0 and could be anything's."""
+    rows = np.concatenate([part.ravel()[: part.size // 8 * 8].reshape(-1, 8) for part in delta])
+    return [row.astype(kind).tobytes() for row in rows if row.all()]
 
 
 # --- the hospital's program ---

@@ -6,26 +6,29 @@ float64 where TFF adds in float32, which over three rounds leaves differences ne
 far above that, and far below what a wrong weight of a hospital, a lost momentum or another order of batches would do (1e-3).
 """
 
+import csv
 import hashlib
 import json
 import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.common import Message, RecordDict
-from flwr.common.inflatable import get_all_nested_objects, get_object_tree, iterate_object_tree
+from flwr.common.inflatable import get_all_nested_objects, iterate_object_tree
 from flwr.proto import fleet_pb2, message_pb2
-from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
 from fl_utils.data.decode import decode_image
 from fl_utils.deployment.flower import Local, read_federation, read_journal, read_status
 from fl_utils.deployment.flower.messages import content_of
-from fl_utils.trust.budget import PrivacyBudget
+from fl_utils.trust.budget import PrivacyBudget, PrivacyBudgetExceeded
 from fl_utils.trust.noise import planned_noise
+from fl_utils.trust.terms import PrivacyTerms
 from tests.end_to_end.federation_helpers import (
-    commands, contributions, distance, ended, events, final_weights, initial_weights, model_in, new_federation, reference, said,
+    commands, contributions, distance, ended, events, final_weights, initial_weights, model_in, new_federation, reference,
     same_bits, typed, wait_for_event, wait_until,
 )
 
@@ -101,7 +104,7 @@ def in_tff(config):
     from fl_utils.experiments.run import data_of
 
     dataset = data_of(config)
-    learner = training._federated(config, dataset, share_out(dataset, config), "all")
+    learner = training.federated_learner(config, dataset, share_out(dataset, config))
     for round_num in range(1, config.total_rounds + 1):
         learner.do_round(round_num)
     return learner.weights()
@@ -147,18 +150,19 @@ def test_images_do_not_leave_a_hospital_and_the_log_has_every_update(tmp_path):
     calls = [(path.stem.split("_")[1], path.read_bytes()) for path in sorted(kept.iterdir())]
     sent = b"".join(content for _, content in calls)
 
-    secret = marks_of(images)
-    assert np.isin(marks(b"".join(decode_image(path, 32).tobytes() for path in images)), secret).any()
-    for given in ("uint8", "float32", "float64"):  # the search finds what it looks for, in a message of the same kind
-        assert np.isin(marks(message_with(images, given)), secret).any()
-    assert not np.isin(marks(sent), secret).any()
-    assert b".png" not in sent and b"patient_" not in sent
+    secret = pieces_of(images)
+    assert holds(b"".join(decode_image(path, 32).tobytes() for path in images), secret)
+    assert holds(images[0].read_bytes(), secret)
+    for given in ("uint8", "float32"):  # the search finds what it looks for, in a message of the same kind
+        assert holds(message_with(images, given), secret)
+    assert not holds(sent, secret)
+    assert b".png" not in sent  # nor a file's name
 
     # Each update as it was sent, by the hash that the log has of it.
     objects, updates = {}, {}
     for name, content in calls:
         if name == "PushObject":
-            request = fleet_pushed(content)
+            request = message_pb2.PushObjectRequest.FromString(content)
             assert hashlib.sha256(request.object_content).hexdigest() == request.object_id
             objects[request.object_id] = len(content)
         elif name == "PushMessages":
@@ -197,18 +201,22 @@ def planted(train: Path) -> list[Path]:
     return paths
 
 
-def marks(content: bytes) -> np.ndarray:
-    """A number for each run of 16 bytes: 16 pixels of a byte each, or 4 of float32."""
-    halves = np.ascontiguousarray(sliding_window_view(np.frombuffer(content, np.uint8), 16)).view("<u8")
-    return halves[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ halves[:, 1]
+def pieces(content: bytes) -> list[bytes]:
+    """Every run of 16 bytes: 16 pixels of a byte each, or 4 of float32."""
+    return [content[at : at + 16] for at in range(len(content) - 15)]
 
 
-def marks_of(images: list[Path]) -> np.ndarray:
-    """Of every row of the planted pattern, as bytes and as numbers from 0 to 1; and of the files as they are."""
+def holds(content: bytes, secret: set[bytes]) -> bool:
+    return not secret.isdisjoint(pieces(content))
+
+
+def pieces_of(images: list[Path]) -> set[bytes]:
+    """Of every row of the planted pattern, as bytes, as numbers from 0 to 1 and from 0 to 255; and of the files' ends."""
     rows = np.concatenate([decode_image(path, 32)[8:24] for path in images])
-    forms = [rows, rows / np.float32(255), rows / np.float64(255), rows.astype(np.float32)]
-    found = [marks(row.tobytes()) for form in forms for row in form]
-    return np.concatenate([*found, *(marks(path.read_bytes()[-200:]) for path in images)])
+    forms = [rows, rows / np.float32(255), rows.astype(np.float32)]
+    return {piece for form in forms for row in form for piece in pieces(row.tobytes())}.union(
+        *(pieces(path.read_bytes()[-200:]) for path in images)
+    )
 
 
 def message_with(images: list[Path], given: str) -> bytes:
@@ -216,12 +224,7 @@ def message_with(images: list[Path], given: str) -> bytes:
     pixels = decode_image(images[0], 32)
     message = Message(RecordDict(), dst_node_id=1, message_type="train")
     answer = Message(content_of({}, [pixels if given == "uint8" else pixels / np.dtype(given).type(255)]), reply_to=message)
-    assert get_object_tree(answer).object_id
     return b"".join(part.deflate() for part in get_all_nested_objects(answer).values())
-
-
-def fleet_pushed(content: bytes):
-    return message_pb2.PushObjectRequest.FromString(content)
 
 
 # --- the privacy budget ---
@@ -230,34 +233,47 @@ def fleet_pushed(content: bytes):
 def test_a_killed_hospital_stays_charged_and_a_second_training_is_refused(tmp_path):
     folder = tmp_path / "federation"
     federation = new_federation(
-        folder, rounds=8, min_hospitals=1, privacy_unit="patient", epsilon=4.0, delta=1e-3, clipping_norm=1.0,
+        folder, rounds=8, min_hospitals=1, max_void_rounds=100, privacy_unit="patient", epsilon=4.0, delta=1e-3, clipping_norm=1.0,
     )
-    own = folder / "hospital_1"
+    rounds, steps = federation.config.total_rounds, steps_of(federation, folder)
+    other, own = folder / "hospital_0", folder / "hospital_1"
     with Local(folder) as local:
-        # Its log blocks it where it has charged and computed a round, and not sent it: there it is killed.
+        # A log that cannot be opened holds it where it has charged a round, and computed it, and not sent it.
         wait_until(lambda: read_journal(own), "the first update of hospital 1", folder)
         os.mkfifo(own / "blocking")
         (own / "sent.jsonl").rename(own / "sent")
         (own / "blocking").rename(own / "sent.jsonl")
-        sent = len((own / "sent").read_text().splitlines())
-        wait_until(lambda: charged(own) > sent * steps_of(federation, folder), "a charge that was not sent", folder)
+
+        def died_in() -> int:
+            number = len((own / "sent").read_text().splitlines()) + 1
+            return number if charged(own) == number * steps and len(read_journal(other)) == number else 0
+
+        wait_until(died_in, "a round that hospital 1 did not send", folder)
+        time.sleep(1.0)  # for what was on its way: the other's update to the server, a line into the log that was exchanged
+        number = wait_until(died_in, "a round that hospital 1 did not send", folder)
+        # Both: the other one alone would do the remaining rounds before this one is back.
+        local.kill_hospital(0)
         local.kill_hospital(1)
         (own / "sent").rename(own / "sent.jsonl")
-        sent, asked = len(read_journal(own)), charged(own) // steps_of(federation, folder)
-        assert asked == sent + 1
+        wait_for_event(folder, f"is gone; no update in round {number}", hospital=1)
         local.start_hospital(1)
         local.wait()
-        assert local.exit_codes() == {"server": 0, "hospital 0": 0, "hospital 1": 0}
-    # The round that died was charged, and charged again when it was done: so one is missing at the end.
-    rounds, steps = federation.config.total_rounds, steps_of(federation, folder)
-    assert charged(folder / "hospital_0") == charged(own) == rounds * steps
-    assert contributions(folder) == [[0, 1]] * (rounds - 1) + [[0]]
-    (refusal,) = said(folder, "PrivacyBudgetExceeded")
-    assert refusal["hospital"] == 1 and refusal["round"] == rounds
-    for hospital in (0, 1):
-        budget = PrivacyBudget.load(folder / f"hospital_{hospital}" / "privacy_budget.json")
-        assert 0.9 * 4.0 < budget.spent <= 4.0
+        assert local.exit_codes() == {"server": 0, "hospital 0": -signal.SIGKILL, "hospital 1": 0}
+    sent = [int(line["round"]) for line in read_journal(own)]
+    assert sent == [one for one in range(1, rounds + 1) if one != number]
+    assert charged(own) == rounds * steps  # with the round that it never sent
+    assert charged(other) == number * steps
+    assert contributions(folder) == [[0, 1]] * (number - 1) + [[0]] + [[1]] * (rounds - number)
+    assert 0.9 * 4.0 < PrivacyBudget.load(own / "privacy_budget.json").spent <= 4.0
 
+    # The same training from its beginning: hospital 1 has nothing left for it, the other nothing after other uses of its data.
+    budget = PrivacyBudget.load(other / "privacy_budget.json")
+    (release,) = budget.state()["releases"]
+    terms = PrivacyTerms("patient", release["delta"], steps, release["sampling"], release["rate"])
+    with pytest.raises(PrivacyBudgetExceeded):
+        while True:
+            budget.charge(release["noise_multiplier"], terms)
+    assert charged(other) == rounds * steps
     budgets = [(folder / f"hospital_{hospital}" / "privacy_budget.json").read_bytes() for hospital in (0, 1)]
     published = [folder / member / "model.npz" for member in ("server", "hospital_0", "hospital_1")]
     for path in (*published, folder / "server" / "checkpoint.npz"):
@@ -281,8 +297,6 @@ def charged(hospital: Path) -> int:
 
 def steps_of(federation, folder: Path) -> int:
     """Noisy sums of a round, as the plan for these hospitals has them."""
-    import csv
-
     patients = []
     for hospital in range(federation.config.num_clients):
         with (folder / f"hospital_{hospital}" / "data" / "patients.csv").open(newline="") as file:

@@ -18,12 +18,14 @@ from flwr.common.inflatable import get_all_nested_objects
 from fl_utils.deployment.flower import credentials, messages, secure
 from fl_utils.deployment.flower.journal import Journal
 from fl_utils.deployment.flower.key_files import read_file
-from fl_utils.deployment.flower.link import LineLost, Link, Refused, answer_messages
+from fl_utils.deployment.flower.link import HEARTBEAT_S, LineLost, Link, Occupied, Refused, answer_messages
 from fl_utils.deployment.flower.settings import Federation, FederationError, hospital_folder, read_federation
 from fl_utils.files import write_atomically
 
 #: A server that starts tells Flower of the hospitals' keys a moment after it begins to listen.
 UNKNOWN_FOR_S = 10.0
+#: A process that was killed is taken to be there for another two heartbeats.
+OCCUPIED_FOR_S = 4 * HEARTBEAT_S
 MODEL = "model.npz"
 
 
@@ -59,14 +61,16 @@ def run_client(
     say(f"Hospital {number}: {hospital.introduction()['num_examples']} training images. Server: {federation.address}")
     journal = Journal(own, keep_sent)
     desk = _Desk(hospital, own, journal, say)
-    unknown_since, said = None, False
+    unknown_since = occupied_since = None
+    said = False
     while not desk.over.is_set():
         link = None
         try:
             _check(federation, authority)
             link = Link(federation.address, authority if federation.transport == "tls" else None, keys, journal)
             link.open()
-            unknown_since, said = None, False
+            unknown_since = occupied_since = None
+            said = False
             say("Joined.")
             answer_messages(link, desk.answer, desk.over)
         except Refused as error:
@@ -76,7 +80,17 @@ def run_client(
                     f"The server at {federation.address} refuses hospital {number}: it does not know this key ({error}). Send the "
                     "server's people your key.pub, or take the folder that they made for you."
                 ) from None
+        except Occupied:
+            if occupied_since is None:
+                say(f"The server takes an earlier process of hospital {number} to be there still; waiting until it does not.")
+            occupied_since = occupied_since or time.monotonic()
+            if time.monotonic() - occupied_since > OCCUPIED_FOR_S:
+                raise FederationError(
+                    f"Another process takes part as hospital {number}, with the same key. End that one; or, if it is not yours, tell the "
+                    "server's people that this key is in other hands."
+                ) from None
         except (LineLost, ConnectionError) as error:
+            unknown_since = occupied_since = None  # the server is begun anew, perhaps
             if not said:
                 say(f"The server at {federation.address} is not there ({error}); waiting for it.")
             said = True

@@ -39,6 +39,10 @@ class Refused(Exception):
     """The server does not know this hospital's key."""
 
 
+class Occupied(Exception):
+    """The server takes another process with this key to be there: one that was killed a moment ago, or a second one."""
+
+
 class LineLost(Exception):
     """The server cannot be reached."""
 
@@ -70,10 +74,16 @@ class Link:
 
         Raises:
           Refused: the key is not known to the server.
+          Occupied: another process with this key is there.
           LineLost: the server cannot be reached.
         """
         request = fleet_pb2.ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT_S)
-        self._node = Node(node_id=self._call(self._stub.ActivateNode, request).node_id)
+        try:
+            self._node = Node(node_id=self._call(self._stub.ActivateNode, request).node_id)
+        except Refused as error:
+            if "could not be activated" in str(error):  # the same code, and the key is known
+                raise Occupied from None
+            raise
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         return self._node.node_id
 
