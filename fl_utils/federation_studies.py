@@ -132,14 +132,23 @@ def overhead(profile: str) -> pd.DataFrame:
 
     Columns: transport, label, round, duration_s, work_s, over_s, sent_bytes (of one hospital), model_bytes.
     """
-    config = _shortened(deployed_configs(profile)[0], SETTINGS[profile].timed_rounds + 1)
+    config = _timed_config(profile)
 
     def made() -> Content:
-        rows = [row for transport in TRANSPORTS for row in _timed(transport, config)]
-        columns = ["transport", "label", "round", "duration_s", "work_s", "over_s", "sent_bytes", "model_bytes"]
-        return Content({"overhead": pd.DataFrame(rows, columns=columns)}, describe_environment())
+        return Content({"overhead": measured_rounds(profile)}, describe_environment())
 
     return _study(profile, "overhead", ("overhead",), [config.model_dump(mode="json")], made).tables["overhead"]
+
+
+def measured_rounds(profile: str) -> pd.DataFrame:
+    """`overhead`, measured anew and not kept."""
+    rows = [row for transport in TRANSPORTS for row in _timed(transport, _timed_config(profile))]
+    columns = ["transport", "label", "round", "duration_s", "work_s", "over_s", "sent_bytes", "model_bytes"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _timed_config(profile: str) -> ExperimentConfig:
+    return _shortened(deployed_configs(profile)[0], SETTINGS[profile].timed_rounds + 1)
 
 
 def deployed_summary(profile: str, simulated: Sequence[RunRecord], deployed: Sequence[RunRecord], metric: str) -> pd.DataFrame:

@@ -27,8 +27,8 @@ def interrupted_training(
     """The metric of an interrupted federation beside the undisturbed simulation; below it whose update counted when.
 
     Args:
-      presence: columns round (1 to R), client, counted (bool); one row a hospital and round. Hospitals stand in the order
-        in which they first appear.
+      presence: columns round (1 to R), client ("2" or "Hospital 2"), counted (bool); one row a hospital and round.
+        Hospitals stand in the order in which they first appear.
       curves: columns round (0 to R), value, method ("deployed": the interrupted one; any other: undisturbed); one run each.
       killed_after, back_after: the rounds after which the hospital was killed and started again.
       hospital: which one; a client of `presence`.
@@ -43,10 +43,13 @@ def interrupted_training(
     curves = checked(
         curves, "interrupted_training (curves)", text=["method"], numbers=["round", "value"], unique=["method", "round"]
     )
-    clients, methods, last = in_order(presence["client"].astype(str)), in_order(curves["method"]), presence["round"].max()
+    # "2" and "Hospital 2" are one.
+    presence["client"] = presence["client"].astype(str).str.removeprefix("Hospital ")
+    hospital = str(hospital).removeprefix("Hospital ")
+    clients, methods, last = in_order(presence["client"]), in_order(curves["method"]), presence["round"].max()
     looks = {method: look(method) for method in methods}
     _check_rounds(presence, curves, clients, last, killed_after, back_after)
-    if str(hospital) not in clients:
+    if hospital not in clients:
         raise ValueError(f"interrupted_training: hospital is {hospital!r}; expected one of {', '.join(clients)}.")
     below = 0.3 * len(clients)
     figure = new_figure(4.2 + below)
@@ -57,7 +60,7 @@ def interrupted_training(
         upper.plot(rows["round"], rows["value"], **looks[method].line(), markevery=(number * step // 2, step))
     upper.set_ylabel(y_label)
     filled = {"facecolor": look("deployed").colour, "edgecolor": "white", "linewidth": 0}
-    heights, counted = presence["client"].astype(str).map(clients.index), presence["counted"].astype(bool)
+    heights, counted = presence["client"].map(clients.index), presence["counted"].astype(bool)
     for where, drawn in ((counted, filled), (~counted, EMPTY)):
         lower.barh(heights[where], 0.88, left=presence["round"][where] - 0.44, height=0.74, **drawn)
     lower.set_yticks(range(len(clients)), [f"Hospital {client}" for client in clients])
@@ -90,7 +93,8 @@ def _check_rounds(
             raise ValueError(f"{what}: round {wrong.iloc[0]:g}; expected whole numbers from {first} to {last:g}.")
     if len(presence) != len(clients) * last:
         raise ValueError(
-            f"{name}: {len(presence)} rows for {len(clients)} hospitals and {last:g} rounds; expected one a hospital and round."
+            f"{name}: {len(presence)} rows for {len(clients)} hospitals and {last:g} rounds; "
+            "expected one a hospital and round."
         )
     if not 0 <= killed_after < back_after <= last:
         raise ValueError(
