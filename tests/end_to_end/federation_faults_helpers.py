@@ -75,13 +75,17 @@ def start_client(
       client_folder: for --folder; default the federation's.
       within: a command to put in front, such as `ip netns exec NAME`.
     """
-    command = [
-        *within, sys.executable, __file__, str(os.getpid()), "client", str(number), "--folder", str(client_folder or folder), *options
-    ]
+    arguments = ["client", str(number), "--folder", str(client_folder or folder), *options]
+    return start(arguments, client_folder or folder / f"hospital_{number}", within)
+
+
+def start(arguments: Sequence[str], place: Path, within: Sequence[str] = ()) -> subprocess.Popen:
+    """`fl-utils` with these arguments as a process that ends with this one; what it says is in `place`/console.log."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    with (Path(client_folder or folder / f"hospital_{number}") / "console.log").open("ab") as log:
+    with (place / "console.log").open("ab") as log:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+            [*within, sys.executable, __file__, str(os.getpid()), *arguments], stdin=subprocess.DEVNULL, stdout=log,
+            stderr=subprocess.STDOUT, start_new_session=True, env=environment,
         )
 
 
@@ -128,6 +132,13 @@ def is_stopped(process: subprocess.Popen) -> bool:
 def said_of(folder: Path, hospital: int, text: str = "") -> list[dict]:
     """Events about a hospital that hold a text."""
     return [event for event in whole_events(folder) if event.get("hospital") == hospital and text in event["text"]]
+
+
+def said_since(folder: Path, since: dict, hospital: int, *texts: str) -> list[dict]:
+    """Events after another one about a hospital that hold one of the texts."""
+    events = whole_events(folder)
+    later = events[events.index(since) + 1 :] if since in events else []
+    return [event for event in later if event.get("hospital") == hospital and any(text in event["text"] for text in texts)]
 
 
 def whole_events(folder: Path) -> list[dict]:
@@ -311,16 +322,22 @@ def _warm(make):
 
 def main() -> None:
     from fl_utils import children, cli
-    from fl_utils.deployment.flower import link
-    from fl_utils.deployment.flower.hospital import Hospital
 
     if not children.end_with_parent(int(sys.argv.pop(1))):
         sys.exit(1)
+    if sys.argv[1] == "client":
+        _obey()
+    cli.main()
+
+
+def _obey() -> None:
+    from fl_utils.deployment.flower import link
+    from fl_utils.deployment.flower.hospital import Hospital
+
     heartbeat = Path(sys.argv[sys.argv.index("--folder") + 1]) / f"hospital_{sys.argv[2]}" / "orders" / HEARTBEAT
     if heartbeat.is_file():
         link.HEARTBEAT_S = float(heartbeat.read_text())
     Hospital.__init__, Hospital.train = _warm(Hospital.__init__), _obeying(Hospital.train)
-    cli.main()
 
 
 if __name__ == "__main__":

@@ -277,7 +277,7 @@ def test_a_killed_hospital_stays_charged_and_a_second_training_is_refused(tmp_pa
     budgets = [(folder / f"hospital_{hospital}" / "privacy_budget.json").read_bytes() for hospital in (0, 1)]
     published = [folder / member / "model.npz" for member in ("server", "hospital_0", "hospital_1")]
     for path in (*published, folder / "server" / "checkpoint.npz"):
-        path.unlink()
+        path.unlink(missing_ok=True)
     before = len(events(folder))
     with Local(folder) as local:
         assert ended(local.server, folder / "server" / "console.log") == 1

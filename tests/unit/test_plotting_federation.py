@@ -103,6 +103,13 @@ def test_hospitals_stand_in_the_order_of_the_table():
     assert {row for row, _ in cells(lower, hatched=True)} == {1}
 
 
+def test_hospitals_may_be_named_by_number_or_in_words():
+    named = presence().assign(client=lambda df: "Hospital " + df["client"])
+    upper, lower = interrupted(named, hospital="Hospital 2").axes
+    assert ticks(lower.yaxis) == [f"Hospital {client}" for client in range(4)]
+    assert upper.texts[0].get_text() == "hospital 2 killed"
+
+
 def test_the_lines_carry_the_values_in_the_looks_of_their_methods():
     figure = interrupted(lines=curves().iloc[::-1], y_label="Recall")
     upper, lower = figure.axes

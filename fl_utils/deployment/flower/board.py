@@ -42,8 +42,8 @@ class Board:
         place["last_word"] = text
         about = {} if hospital is None else {"hospital": hospital}
         line = {"time_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())} | about | {"text": text} | facts
-        with self._tolerating_a_full_disk(), (self._folder / EVENTS).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        with self._tolerating_a_full_disk():
+            append_line(self._folder / EVENTS, line)
         self.show()
 
     def hospital(self, number: int, **fields) -> None:
@@ -81,6 +81,24 @@ def read_status(folder: Path) -> dict | None:
             if _locked(lock, fcntl.LOCK_SH):
                 status["state"] = "gone"
     return status
+
+
+def append_line(path: Path, entry: dict) -> None:
+    """Adds a JSON object to a file, a line of its own; the whole line or nothing of it.
+
+    Raises:
+      OSError: the disk is full, or the file cannot be written.
+    """
+    rest = (json.dumps(entry) + "\n").encode()
+    with path.open("ab", buffering=0) as file:  # a buffer would write its rest when the file is closed
+        before = file.tell()
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(before)
+            raise
 
 
 def _locked(file, kind: int, patience_s: float = 0.0) -> bool:

@@ -220,7 +220,7 @@ class Coordinator:
         if wrong is not None:
             self._members.left_out(hospital, number, wrong)
             return None
-        self._note(hospital, number, loss, answer.facts.get("work_s", math.nan), answer.received_bytes, answer.message_id, rows)
+        self._note(hospital, number, answer.facts, answer.received_bytes, answer.message_id, rows)
         return Received(answer.arrays, examples)
 
     def _secured(self, number: int, rows: list) -> tuple[list[int], list[np.ndarray] | None]:
@@ -251,7 +251,7 @@ class Coordinator:
             return sorted(answered), None
         for hospital, facts in answered.items():
             self._take_judged(hospital, facts)
-            self._note(hospital, number, facts.get("loss", math.nan), facts.get("work_s", math.nan), 0, "", rows)
+            self._note(hospital, number, facts, 0, "", rows)
         return sorted(answered), change if len(answered) >= self._federation.min_hospitals else None
 
     def _take_judged(self, hospital: int, facts: dict) -> str | None:
@@ -261,7 +261,9 @@ class Coordinator:
             return str(error)
         return None
 
-    def _note(self, hospital: int, number: int, loss: float, work_s: float, received: int, message_id: str, rows: list) -> None:
+    def _note(self, hospital: int, number: int, facts: dict, received: int, message_id: str, rows: list) -> None:
+        told = (facts.get("loss"), facts.get("work_s"))
+        loss, work_s = (value if isinstance(value, float) else math.nan for value in told)
         rows += [(number, str(hospital), "train", "loss", loss), (number, str(hospital), "round", "work_s", work_s)]
         if received:
             rows.append((number, str(hospital), "round", "received_bytes", float(received)))

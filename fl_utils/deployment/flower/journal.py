@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 
+from fl_utils.deployment.flower.board import append_line
 from fl_utils.deployment.flower.settings import FederationError
 
 FILE = "sent.jsonl"
@@ -52,16 +53,8 @@ class Journal(grpc.UnaryUnaryClientInterceptor):
         Raises:
           FederationError: the log cannot be written; then what it is about must not be sent.
         """
-        line = json.dumps({"time_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())} | entry) + "\n"
         try:
-            with self._log.open("ab") as file:
-                before = file.tell()
-                try:
-                    file.write(line.encode())
-                    file.flush()
-                except OSError:
-                    file.truncate(before)  # no half line
-                    raise
+            append_line(self._log, {"time_utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())} | entry)
         except OSError as error:
             raise FederationError(
                 f"The log of what is sent, {self._log.name}, cannot be written ({error.strerror}); so nothing is sent. Free some "

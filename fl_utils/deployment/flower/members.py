@@ -100,7 +100,7 @@ class Members:
 
     def left_out(self, hospital: int, round_num: int, reason: str) -> None:
         """What a hospital answered cannot be used."""
-        if reason.startswith("PrivacyBudgetExceeded"):
+        if "PrivacyBudgetExceeded:" in reason:  # a secure sum puts its stage before it
             self._spent.add(hospital)
             self._board.hospital(hospital, state="budget spent")
         else:
@@ -131,9 +131,11 @@ class Members:
                 "its federation.json differs from the server's (fingerprints "
                 f"{facts['fingerprint'][:12]} and {self._federation.fingerprint[:12]}); give it the server's copy"
             )
-        counts = facts["class_counts"]
-        if len(counts) != len(self._federation.class_names) or min(counts) < 0 or sum(counts) != facts["num_examples"]:
-            return f"its class counts {counts} do not fit {facts['num_examples']} images of {len(self._federation.class_names)} classes"
+        counts, number, classes = facts["class_counts"], facts["num_examples"], len(self._federation.class_names)
+        if any(type(count) is not int or count < 0 for count in counts) or len(counts) != classes or not 0 < number == sum(counts):
+            return f"its class counts {counts} do not fit {number} images of {classes} classes"
+        if not 0 < facts["num_patients"] <= number:
+            return f"it has {number} images of {facts['num_patients']} patients"
         if facts["num_patients"] < self.fewest_patients:
             return f"it has {facts['num_patients']} patients, and the noise was planned for {self.fewest_patients} and more"
         known = self.introduced.get(hospital)

@@ -12,7 +12,7 @@ from flwr.server.grid import grpc_grid
 
 from fl_utils.deployment.flower import messages
 
-POLL_S = 0.05
+POLL_S = 0.03
 # Flower waits a second before it looks again for an answer whose last bytes are under way, and up to two hours for a
 # hospital that was killed while it sent. Our process has no other use of this function.
 grpc_grid.pull_objects = functools.partial(
@@ -115,9 +115,9 @@ class Office:
             return Answer(*who, {}, [], error=message.error.reason or "no reason was given", gone=message.error.code in lost)
         try:
             facts, arrays = messages.facts_of(message), messages.arrays_of(message)
-        except (ValueError, TypeError, EOFError) as error:  # bytes that are no array
-            return Answer(*who, {}, [], error=f"its answer cannot be read: {error}")
-        size = sum(array.nbytes for array in arrays)
+            size = sum(array.nbytes for array in arrays)
+        except Exception as error:  # bytes that are no array, or another file's; no answer may end the server
+            return Answer(*who, {}, [], error=f"its answer cannot be read: {type(error).__name__}: {error}")
         return Answer(*who, facts, arrays, received_bytes=size, message_id=message.metadata.message_id)
 
 

@@ -63,7 +63,12 @@ class ServerStep:
         if self._state is not None:
             import tensorflow as tf
 
-            self._state = tf.nest.pack_sequence_as(self._state, [tf.constant(leaf) for leaf in state])
+            # TFF keeps rates and the step as Python's numbers, with which TensorFlow computes otherwise than with float64.
+            leaves = [
+                type(old)(leaf) if isinstance(old, (int, float)) else tf.constant(leaf)
+                for old, leaf in zip(tf.nest.flatten(self._state), state, strict=True)
+            ]
+            self._state = tf.nest.pack_sequence_as(self._state, leaves)
 
     def _rule(self, rows: np.ndarray):
         from fl_utils.learning import robust

@@ -97,6 +97,12 @@ class Federation(pydantic.BaseModel):
             raise ValueError(
                 f"secure.threshold is {self.secure.threshold} of {config.num_clients} hospitals; expected more than half, to all"
             )
+        if self.secure and self.min_hospitals > self.secure.threshold:
+            # The server would learn a sum, not use it, and learn another of the same updates: their difference is an update.
+            raise ValueError(
+                f"min_hospitals is {self.min_hospitals} and secure.threshold {self.secure.threshold}; expected at most the threshold: "
+                "a round that has a sum is not to be repeated"
+            )
         if _split(self.address)[0] not in ("127.0.0.1", "localhost", "::1") and self.transport == "plain":
             raise ValueError(f"transport 'plain' at {self.address}: what is neither encrypted nor authenticated stays on loopback")
         return self

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 
 Row = tuple[int, str, str, str, float]
+#: Images of a class: no sum of such counts overflows.
+_MOST = 10**9
 
 
 def read_judged(text: str, num_classes: int) -> dict[str, tuple[np.ndarray, float]]:
@@ -16,15 +18,17 @@ def read_judged(text: str, num_classes: int) -> dict[str, tuple[np.ndarray, floa
     """
     try:
         sums, found = json.loads(text), {}
+        if not isinstance(sums, dict):
+            raise ValueError("no JSON object")
         for part in ("validation", "test"):
             if f"{part}_confusion" in sums:
                 confusion = np.array(sums[f"{part}_confusion"], np.int64).reshape(num_classes, num_classes)
                 loss = float(sums[f"{part}_loss"])
-                if (confusion < 0).any() or not np.isfinite(loss):
-                    raise ValueError("negative counts or a loss that is not finite")
+                if not (0 <= confusion.min() and 0 < confusion.max() <= _MOST and np.isfinite(loss)):
+                    raise ValueError("counts that are negative, all 0 or beyond all reason, or a loss that is not finite")
                 found[part] = confusion, loss
         return found
-    except (TypeError, ValueError, KeyError, OverflowError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(f"its scores cannot be read: {error}") from None
 
 
