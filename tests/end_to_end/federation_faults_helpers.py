@@ -40,7 +40,7 @@ def free_port() -> int:
                 return port
 
 
-def new_federation(folder: Path, *, hospitals: int, total_rounds: int = MANY, class_weighting=True, hosts=(), address=None, **agreed):
+def new_federation(folder: Path, *, hospitals: int, total_rounds: int = MANY, class_weighting=True, address=None, **agreed):
     """A federation of hospitals of unequal size on a few small phantoms; `agreed` are fields of `Federation`."""
     config = make_config(
         dataset="phantom_brain", method="fedavg", partition="quantity", quantity_alpha=5.0, num_clients=hospitals, seed=3,
@@ -48,7 +48,7 @@ def new_federation(folder: Path, *, hospitals: int, total_rounds: int = MANY, cl
         class_weighting=class_weighting, total_rounds=total_rounds, client_learning_rate=0.05, client_batch_size=16,
     )
     federation = federation_of(config, address=address or f"127.0.0.1:{free_port()}", **agreed)
-    set_up(folder, federation, hosts=hosts)
+    set_up(folder, federation)
     return federation
 
 
@@ -117,9 +117,8 @@ def await_(found: Callable[[], object], what: str, federation: Obedient):
         if result := found():
             return result
         if failed or time.monotonic() > end:
-            words = [
-                f"{path.parent.name}: {path.read_text(errors='replace')[-600:]}" for path in sorted(federation.folder.glob("*/console.log"))
-            ]
+            logs = sorted(federation.folder.glob("*/console.log"))
+            words = [f"{log.parent.name}: {log.read_text(errors='replace')[-600:]}" for log in logs]
             raise AssertionError(f"{what}: not seen{', and a process failed' if failed else ''}.\n" + "\n".join(words))
         time.sleep(0.05)
 
@@ -206,7 +205,8 @@ class Reference:
 
         self.federation = federation = read_federation(folder / "server")
         number = federation.config.num_clients
-        self.hospitals = [Hospital(federation, n, folder / f"hospital_{n}", folder / f"hospital_{n}" / "data") for n in range(number)]
+        folders = [folder / f"hospital_{n}" for n in range(number)]
+        self.hospitals = [Hospital(federation, n, own, own / "data") for n, own in enumerate(folders)]
         self.introduced = [hospital.introduction() for hospital in self.hospitals]
         known = [self.introduced[n]["class_counts"] for n in (range(number) if planned_for is None else planned_for)]
         counts = np.sum(known, axis=0)
@@ -230,12 +230,10 @@ class Reference:
         for round_num, hospitals in enumerate(contributions, first):
             updates = [self.update(hospital, weights, round_num) for hospital in hospitals]
             total = sum(update.num_examples for update in updates)
-            weights = [
-                (weight - sum(update.num_examples / total * update.delta[place].astype(np.float64) for update in updates)).astype(
-                    np.float32
-                )
-                for place, weight in enumerate(weights)
-            ]
+            shares = [update.num_examples / total for update in updates]
+            parts = zip(*(update.delta for update in updates), strict=True)
+            change = [sum(share * one.astype(np.float64) for share, one in zip(shares, part, strict=True)) for part in parts]
+            weights = [(weight - part).astype(np.float32) for weight, part in zip(weights, change, strict=True)]
         return weights
 
 
@@ -244,8 +242,9 @@ def recorded(folder: Path, hospital: int) -> dict[int, dict]:
     found = {}
     for path in (folder / f"hospital_{hospital}" / "recorded").glob("*.npz"):
         with np.load(path) as arrays:
-            parts = {kind: [arrays[name] for name in sorted(arrays.files) if name.startswith(kind)] for kind in ("weights", "delta")}
-        found[int(path.stem)] = parts
+            found[int(path.stem)] = {
+                kind: [arrays[name] for name in sorted(arrays.files) if name.startswith(kind)] for kind in ("weights", "delta")
+            }
     return found
 
 

@@ -46,8 +46,8 @@ def machines():
 
 def can_connect(within: list[str], host: str, port: int) -> bool:
     """Whether a process there reaches this port."""
-    program = "import socket, sys; s = socket.socket(); s.settimeout(5); sys.exit(s.connect_ex((sys.argv[1], int(sys.argv[2]))) != 0)"
-    return subprocess.run([*within, sys.executable, "-c", program, host, str(port)]).returncode == 0
+    program = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"
+    return subprocess.run([*within, sys.executable, "-c", program, host, str(port)], capture_output=True).returncode == 0
 
 
 def test_server_and_hospitals_on_two_machines_train_and_nobody_else_reaches_the_server(folders, machines):

@@ -5,6 +5,9 @@ runs all of them on one machine. Set-up: `new_federation`, with `write_hospital`
 """
 
 import importlib
+import os
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # read by Flower when it would report its use to its makers
 
 # Reached by name, so that what needs neither Flower nor TensorFlow loads neither.
 _PLACES = {

@@ -132,7 +132,7 @@ class Members:
                 f"{facts['fingerprint'][:12]} and {self._federation.fingerprint[:12]}); give it the server's copy"
             )
         counts, number, classes = facts["class_counts"], facts["num_examples"], len(self._federation.class_names)
-        if any(type(count) is not int or count < 0 for count in counts) or len(counts) != classes or not 0 < number == sum(counts):
+        if any(type(count) is not int or count < 0 for count in counts) or len(counts) != classes or sum(counts) != number:
             return f"its class counts {counts} do not fit {number} images of {classes} classes"
         if not 0 < facts["num_patients"] <= number:
             return f"it has {number} images of {facts['num_patients']} patients"

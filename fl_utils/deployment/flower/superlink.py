@@ -62,9 +62,7 @@ def superlink(federation: Federation, folder: Path) -> Iterator[tuple[str, str]]
         *(secured if federation.transport == "tls" else ["--insecure"]), "--isolation", "process",
         "--fleet-api-address", federation.address, "--control-api-address", control, "--serverappio-api-address", inner, "--storage-dir", folder / "flower" / "ffs",
     ]
-    environment = os.environ | {
-        "FLWR_HOME": str(folder / "flower"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_LOG_LEVEL": "WARNING",
-    }
+    environment = os.environ | {"FLWR_HOME": str(folder / "flower"), "FLWR_LOG_LEVEL": "WARNING"}
     with (folder / LOG).open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", _COMMAND, str(os.getpid()), *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=log,
