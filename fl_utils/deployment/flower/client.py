@@ -13,12 +13,11 @@ from flwr.app.error import Error
 from flwr.clientapp import ClientApp
 from flwr.common import Context, Message, RecordDict
 from flwr.common.constant import ErrorCode
-from flwr.common.inflatable import get_all_nested_objects
 
 from fl_utils.deployment.flower import credentials, messages, secure
 from fl_utils.deployment.flower.journal import Journal
 from fl_utils.deployment.flower.key_files import read_file
-from fl_utils.deployment.flower.link import HEARTBEAT_S, LineLost, Link, Occupied, Refused, answer_messages
+from fl_utils.deployment.flower.link import HEARTBEAT_S, LineLost, Link, Occupied, Parcel, Refused, answer_messages, pack
 from fl_utils.deployment.flower.settings import Federation, FederationError, hospital_folder, read_federation
 from fl_utils.files import write_atomically
 
@@ -122,26 +121,24 @@ class _Desk:
         app.train()(self._train_secured if secured else self._train)
         self._app = app
 
-    def answer(self, message: Message) -> Message:
+    def answer(self, message: Message) -> Parcel:
         """The answer to a message; an error is an answer too. Written to the log before it is handed out."""
+        kind = message.metadata.message_type
         try:
             reply = self._app(message, self._context)
-            self._write_down(message, reply)
+            parcel = pack(reply)
+            if kind == "train":
+                self._journal.write(
+                    what=kind, round=message.metadata.group_id, message_sha256=parcel.message_id,
+                    content_bytes=parcel.content_bytes, sent_bytes_before=self._journal.sent_bytes,
+                )
+            return parcel
         except Exception as error:
             # Errors of this package are written to be read; others might quote what must not leave.
             own = type(error).__module__.startswith("fl_utils.") or isinstance(error, ValueError)
             reason = f"{type(error).__name__}: {error}" if own else type(error).__name__
-            self._say(f"Refused a message of the server ({message.metadata.message_type}): {type(error).__name__}: {error}")
-            reply = Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message)
-        return reply
-
-    def _write_down(self, message: Message, reply: Message) -> None:
-        if reply.content.array_records or message.metadata.message_type == "train":
-            objects = get_all_nested_objects(reply)
-            self._journal.write(
-                what=message.metadata.message_type, round=message.metadata.group_id, message_sha256=reply.object_id,
-                content_bytes=sum(len(part.deflate()) for part in objects.values()), sent_bytes_before=self._journal.sent_bytes,
-            )
+            self._say(f"Refused a message of the server ({kind}): {type(error).__name__}: {error}")
+            return pack(Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message))
 
     def _introduce(self, message: Message, context: Context) -> Message:
         return Message(messages.content_of(self._hospital.introduction() | {"visit": self._visit}), reply_to=message)

@@ -6,6 +6,7 @@ answers stays, asks more often, and runs the code that is installed at the hospi
 line. The protocol is Flower's (`flwr.proto`, version 1.23), and so is the server at its other end.
 """
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -18,11 +19,12 @@ from flwr.common.inflatable import get_all_nested_objects, get_object_tree, iter
 from flwr.common.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf, make_pull_object_fn_protobuf, make_push_object_fn_protobuf,
 )
-from flwr.common.inflatable_utils import inflate_object_from_contents, pull_objects, push_objects
+from flwr.common.inflatable_utils import inflate_object_from_contents, pull_objects, push_object_contents_from_iterable
 from flwr.common.message import remove_content_from_message
 from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto import fleet_pb2, heartbeat_pb2, message_pb2
+from flwr.proto import fleet_pb2, heartbeat_pb2
 from flwr.proto.fleet_pb2_grpc import FleetStub
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
@@ -50,6 +52,35 @@ class LineLost(Exception):
 
 class RunOver(Exception):
     """The server has ended, or begun anew, the training that a message belongs to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parcel:
+    """An answer, made into bytes once: what is written down of it is what is sent.
+
+    Attributes:
+      message: the answer.
+      message_id: SHA-256 of all of its content; the server has the same.
+      contents: Flower's id of each part, its SHA-256 -> its bytes.
+      tree: how the parts hang together.
+    """
+
+    message: Message
+    message_id: str
+    contents: dict[str, bytes]
+    tree: ObjectTree
+
+    @property
+    def content_bytes(self) -> int:
+        return sum(map(len, self.contents.values()))
+
+
+def pack(message: Message) -> Parcel:
+    """Makes an answer into bytes."""
+    with no_object_id_recompute():
+        message.metadata.__dict__["_message_id"] = message.object_id
+        contents = {key: part.deflate() for key, part in get_all_nested_objects(message).items()}
+        return Parcel(message, message.object_id, contents, get_object_tree(message))
 
 
 class Link:
@@ -116,11 +147,9 @@ class Link:
         message.metadata.__dict__["_message_id"] = message_id
         return message
 
-    def send(self, message: Message) -> None:
+    def send(self, parcel: Parcel) -> None:
         """Sends an answer, whole."""
-        message.metadata.__dict__["_message_id"] = message.object_id
-        run_id = message.metadata.run_id
-        failures: list[Exception] = []
+        run_id, failures = parcel.message.metadata.run_id, []
 
         def push(object_id: str, content: bytes) -> None:
             try:  # Flower's pool swallows what its threads raise
@@ -128,13 +157,12 @@ class Link:
             except Exception as error:
                 failures.append(error)
 
-        with no_object_id_recompute():
-            request = fleet_pb2.PushMessagesRequest(
-                node=self._node, messages_list=[message_to_proto(remove_content_from_message(message))],
-                message_object_trees=[get_object_tree(message)],
-            )
-            wanted = set(self._call(self._stub.PushMessages, request).objects_to_push)
-            push_objects(get_all_nested_objects(message), push, object_ids_to_push=wanted)
+        request = fleet_pb2.PushMessagesRequest(
+            node=self._node, messages_list=[message_to_proto(remove_content_from_message(parcel.message))],
+            message_object_trees=[parcel.tree],
+        )
+        wanted = set(self._call(self._stub.PushMessages, request).objects_to_push)
+        push_object_contents_from_iterable([(key, part) for key, part in parcel.contents.items() if key in wanted], push)
         if failures:
             raise failures[0]
 
@@ -160,7 +188,7 @@ class Link:
             raise LineLost(f"{error.code().name.lower()}: {error.details()}") from None
 
 
-def answer_messages(link: Link, answer: Callable[[Message], Message], stop: threading.Event) -> None:
+def answer_messages(link: Link, answer: Callable[[Message], Parcel], stop: threading.Event) -> None:
     """Receives messages one after another and sends what `answer` makes of each, until `stop` is set.
 
     Raises:
