@@ -272,6 +272,7 @@ class Coordinator:
             hospital, round=number, bytes=seen + received, state="joined", last_word=f"round {number}: {work_s:.1f} s of work",
             last_message=message_id,
         )
+        self._board.show()
 
     def _score(self, number: int) -> None:
         """Scores the model of a round, from what the hospitals counted."""
