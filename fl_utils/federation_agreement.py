@@ -118,7 +118,7 @@ def by_numpy(config: ExperimentConfig) -> Weights:
 
 
 def in_one_process(config: ExperimentConfig, start: Weights | None = None) -> Weights:
-    """The hospitals' own code, one after another in this process, averaged in float64; FedAvg and FedProx."""
+    """The hospitals' own code, one after another in this process, averaged by NumPy; FedAvg and FedProx."""
     dataset = data_of(config)
     hospitals, weights = share_out(dataset, config), start or _initial(config)
     sizes = [len(own) for own in hospitals.train]

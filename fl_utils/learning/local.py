@@ -270,11 +270,16 @@ def class_weights(labels: np.ndarray, num_classes: int, *, enabled: bool = True)
       float32 [K]; 0 for a class that is absent.
     Source: the "balanced" heuristic of King and Zeng 2001, as in scikit-learn.
     """
-    counts = np.bincount(labels, minlength=num_classes).astype(np.float64)
+    return weights_of_counts(np.bincount(labels, minlength=num_classes), enabled=enabled)
+
+
+def weights_of_counts(counts: np.ndarray, *, enabled: bool = True) -> np.ndarray:
+    """`class_weights` from the number of examples of each class, int [K]."""
+    counts = np.asarray(counts, np.float64)
     if not enabled:
-        return np.ones(num_classes, np.float32)
+        return np.ones(len(counts), np.float32)
     present = counts > 0
-    weights = np.zeros(num_classes)
+    weights = np.zeros(len(counts))
     weights[present] = counts.sum() / (present.sum() * counts[present])
     return weights.astype(np.float32)
 

@@ -156,13 +156,14 @@ def test_a_hospital_without_its_log_sends_nothing_and_strangers_are_refused_by_n
         wrong = await_(lambda: said_of(folder, 1, "cannot take part"), "the hospital of another number named", federation)[0]
         await_(lambda: len(counted_after(folder, 0, wrong)) >= 2, "the others go on", federation)
         assert {rounds_of(folder)[number] == [0] for number in rounds_of(folder)} == {True}
-        impostor.terminate()  # with the right number for this key it is welcome
-        assert impostor.wait(LIMIT_S) == 143
-        federation.start_hospital(1)
+        assert impostor.wait(LIMIT_S) == federation.hospitals.pop(3).wait(LIMIT_S) == 1
+        told = federation.last_words(folder / "hospital_3")
+        federation.start_hospital(1)  # with the right number for this key it is welcome
         joined = await_(lambda: said_of(folder, 1, "joined."), "hospital 1 under its own number", federation)[0]
         await_(lambda: counted_after(folder, 1, joined), "its updates", federation)
     assert "The log of what is sent, sent.jsonl, cannot be written (Is a directory); so nothing is sent." in unwritten["text"]
     assert "its federation.json differs from the server's (fingerprints" in other["text"]
+    assert "does not take hospital 3 in: its federation.json differs" in told
     assert "its key is that of hospital 1, and it says that it is hospital 0" in wrong["text"]
     refused = [len(said_of(folder, hospital, "cannot take part")) for hospital in range(4)]
     assert refused == [0, 1, 0, 1], "said once, not each round"

@@ -95,6 +95,7 @@ def append_line(path: Path, entry: dict) -> None:
         try:
             while rest:
                 rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
         except OSError:
             with contextlib.suppress(OSError):
                 file.truncate(before)

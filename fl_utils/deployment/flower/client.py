@@ -97,6 +97,8 @@ def run_client(
             if link is not None:
                 link.close()
         desk.over.wait(0.5)
+    if desk.refused:
+        raise FederationError(f"The server at {federation.address} does not take hospital {number} in: {desk.refused}.")
     say(f"The training is over; the model is in {own.name}/{MODEL}.")
 
 
@@ -112,11 +114,12 @@ class _Desk:
         self._hospital, self._folder, self._journal, self._say = hospital, folder, journal, say
         self._visit = secrets.token_hex(8)
         self._context = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
-        self.over = threading.Event()
+        self.over, self.refused = threading.Event(), ""
         secured = hospital.federation.secure
         app = ClientApp(mods=[secure.agreed_mod(secured.threshold)] if secured else [])
         app.query(messages.INTRODUCE)(self._introduce)
         app.query(messages.FINISH)(self._finish)
+        app.query(messages.REFUSE)(self._refused)
         app.evaluate()(self._judge)
         app.train()(self._train_secured if secured else self._train)
         self._app = app
@@ -177,3 +180,7 @@ class _Desk:
         self.over.set()  # the answer is still sent
         return Message(messages.content_of({"hospital": self._hospital.number}), reply_to=message)
 
+    def _refused(self, message: Message, context: Context) -> Message:
+        self.refused = str(messages.facts_of(message).get("reason", ""))
+        self.over.set()
+        return Message(messages.content_of({"hospital": self._hospital.number}), reply_to=message)

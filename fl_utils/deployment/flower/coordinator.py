@@ -16,7 +16,7 @@ from fl_utils.deployment.flower.office import POLL_S, Office, StageGrid
 from fl_utils.deployment.flower.server_step import ServerStep
 from fl_utils.deployment.flower.settings import Federation, FederationError
 from fl_utils.deployment.flower.tally import read_judged, tally
-from fl_utils.learning.local import class_weights
+from fl_utils.learning.local import weights_of_counts
 from fl_utils.learning.rounds import load_checkpoint, save_checkpoint
 from fl_utils.trust.noise import Noise, planned_noise
 
@@ -74,6 +74,7 @@ class Coordinator:
         self._checkpoint = Path(folder) / CHECKPOINT
         self.progress = Progress([np.asarray(weight) for weight in weights])
         self._judged: dict = {}
+        self._planned_for: list[int] = []
         self._noise: Noise | None = None
 
     def run(self) -> Progress:
@@ -125,14 +126,16 @@ class Coordinator:
         )
         self._step.restore(saved["state"][number:])
         self._members.recall({int(number): facts for number, facts in saved["introduced"].items()})
+        self._planned_for = saved["planned_for"]
         self._board.event(f"Going on after round {self.progress.done}.")
         return True
 
     def _plan(self) -> None:
-        facts = self._members.introduced
+        # Those of the training's start, also after a restart: whoever joined later changes neither weights nor noise.
+        self._planned_for = self._planned_for or sorted(self._members.introduced)
+        facts = {hospital: self._members.introduced[hospital] for hospital in self._planned_for}
         counts = np.sum([known["class_counts"] for known in facts.values()], axis=0)
-        labels = np.repeat(np.arange(len(counts)), counts)
-        self._class_weights = class_weights(labels, len(counts), enabled=self._config.class_weighting)
+        self._class_weights = weights_of_counts(counts, enabled=self._config.class_weighting)
         if self._config.privacy_unit:
             self._noise = planned_noise(self._config, [known["num_patients"] for known in facts.values()])
             self._members.fewest_patients = self._noise.num_units
@@ -311,5 +314,5 @@ class Coordinator:
         save_checkpoint(
             self._checkpoint, state=[*progress.weights, *self._step.state()], best_weights=progress.best_weights,
             rows=progress.rows, done=progress.done, best_round=progress.best_round, best_score=progress.best_score,
-            fingerprint=self._federation.fingerprint, introduced=self._members.introduced,
+            fingerprint=self._federation.fingerprint, introduced=self._members.introduced, planned_for=self._planned_for,
         )

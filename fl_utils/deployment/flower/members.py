@@ -69,7 +69,7 @@ class Members:
     def take(self, answer: Answer) -> bool:
         """Takes an introduction; True where the hospital's process is another than before. Other answers come too late."""
         hospital = answer.hospital
-        if answer.gone:
+        if answer.gone or answer.kind == messages.REFUSE:
             return False
         if answer.kind != messages.INTRODUCE:
             self._board.event(f"answered round {answer.round_num} too late; not used.", hospital)
@@ -81,6 +81,8 @@ class Members:
             text = f"cannot take part: {wrong}"
             if self._board.status["hospitals"][str(hospital)]["last_word"] != text:  # it is asked again each round
                 self._board.event(text, hospital)
+            if not answer.error:
+                self._office.post([hospital], messages.REFUSE, {"reason": wrong})
             return False
         before = self.introduced.get(hospital, {}).get("visit")
         self.introduced[hospital] = answer.facts

@@ -6,7 +6,7 @@ import numpy as np
 from flwr.common import ArrayRecord, ConfigRecord, Message, RecordDict
 
 #: What the server asks for; a hospital answers each once.
-INTRODUCE, TRAIN, JUDGE, FINISH = "introduce", "train", "judge", "finish"
+INTRODUCE, TRAIN, JUDGE, FINISH, REFUSE = "introduce", "train", "judge", "finish", "refuse"
 _ARRAYS, _FACTS = "arrays", "facts"
 
 

@@ -5,6 +5,7 @@ import functools
 import time
 from collections.abc import Mapping, Sequence
 
+import grpc
 import numpy as np
 from flwr.common import Message
 from flwr.common.constant import ErrorCode
@@ -66,6 +67,7 @@ class Office:
         self.grid, self.nodes = grid, dict(nodes)
         self._hospitals = {node: hospital for hospital, node in nodes.items()}
         self._waiting: dict[str, _Posted] = {}
+        self._unreadable: list[Answer] = []
 
     def online(self) -> set[int]:
         """Hospitals whose process is connected, as far as Flower knows."""
@@ -98,11 +100,31 @@ class Office:
         if not self._waiting:
             return []
         answers = []
-        for message in self.grid.pull_messages(list(self._waiting)):
+        for message in self._pulled():
             posted = self._waiting.pop(message.metadata.reply_to_message_id, None)
             if posted is not None:
                 answers.append(self._answer(posted, message))
-        return answers
+        unreadable, self._unreadable = self._unreadable, []
+        return answers + unreadable
+
+    def _pulled(self) -> list[Message]:
+        try:
+            return list(self.grid.pull_messages(list(self._waiting)))
+        except grpc.RpcError:
+            raise
+        except Exception:  # one of them is no message of Flower's; the others count, and the one who sent it is named
+            read, lost = [], []
+            for message_id, posted in self._waiting.items():
+                try:
+                    read += self.grid.pull_messages([message_id])
+                except grpc.RpcError:
+                    raise
+                except Exception as error:
+                    reason = f"its answer cannot be read: {type(error).__name__}: {error}"
+                    lost.append((message_id, Answer(posted.hospital, posted.kind, posted.round_num, {}, [], error=reason)))
+            self._unreadable += [answer for _, answer in lost]
+            self._waiting = {key: posted for key, posted in self._waiting.items() if key not in dict(lost)}
+            return read
 
     def forget(self, hospital: int) -> None:
         """Open questions to a hospital are dropped; a late answer will not be collected."""
