@@ -71,7 +71,7 @@ def results_table() -> str:
          "What does one bad hospital do to a federation, and which rule at the server survives it?", "brain MRI (4 classes)",
          f"quick 4 min, paper {hours['07']:.1f} h (half with two processes)", seventh),
         ("[08](notebooks/08_real_federation.ipynb)", "Do four hospitals as real processes get what the simulation promised?",
-         "brain MRI (4 classes)", f"quick 8 min, paper {hours['08']:.1f} h after 02", eighth),
+         "brain MRI (4 classes)", f"quick 6 min, paper {hours['08']:.1f} h after 02", eighth),
     ]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

@@ -19,7 +19,7 @@
 # **You will see** the answer with its intervals; who holds which files; a hospital that is killed and comes back; weights that agree with NumPy and TFF; the
 # learning curve beside the simulation's; what leaves a hospital, byte by byte; what a round costs over the training itself; what secure sums add.
 #
-# **Time and memory** on 2 cores: a minute when the records are there; profile `quick` trains on phantoms in about 8 minutes, `paper` on real images in about half
+# **Time and memory** on 2 cores: a minute when the records are there; profile `quick` trains on phantoms in about 6 minutes, `paper` on real images in about half
 # an hour (after notebook 02). A process takes 0.7 GB: below 5 GB for all.
 #
 # **Data** Brain Tumor Classification (MRI), Bhuvaji et al. 2020, MIT; profile `quick`: phantoms generated here. **Not for clinical use.**
@@ -89,7 +89,8 @@ display(files[~files["member"].isin([f"hospital_{number}" for number in range(1,
 # ## A hospital is killed, and comes back
 #
 # Four hospitals train; the process of hospital 2 is killed without warning in mid-training. The round waits for it until its time limit, then goes on with
-# three. Later the hospital is started again, introduces itself, and its updates count from the next round on. (Shown live while it is measured; kept after.)
+# three. Later the hospital is started again, introduces itself, and its updates count from the next round on. (Shown live while it is measured; kept after. One
+# run without interval: that a hospital is missing is not all that the two lines differ by.)
 
 # %%
 cut = studies.interruption(PROFILE, watch=studies.live_table())
