@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class Settings:
       dataset: of the deployed runs and the interrupted one.
       seeds: of the deployed runs.
       rounds: of the interrupted federation; a hospital is killed after `killed_after` and started again after `back_after`.
-      held: rounds on phantoms are over sooner than a process starts, so another hospital is held until it is there.
+      held: rounds on phantoms are over sooner than a process starts, so the server is held until it is there.
       timed_rounds: counted rounds of the timing, a transport.
       methods: whose weights are compared with the simulation's.
     """
@@ -111,12 +112,7 @@ def interruption(profile: str, watch: Callable[[dict], None] | None = None) -> C
                 local.wait(show=watch, until=lambda status: status["round"] >= settings.killed_after)
                 local.kill_hospital(2)
                 local.wait(show=watch, until=lambda status: status["round"] >= settings.back_after)
-                if settings.held:
-                    local.hospitals[3].send_signal(signal.SIGSTOP)
-                local.start_hospital(2)
-                if settings.held:
-                    local.wait(show=watch, until=lambda status: status["hospitals"]["2"]["state"] == "joined")
-                    local.hospitals[3].send_signal(signal.SIGCONT)
+                _start_again(local, 2, held=settings.held)
                 local.wait(show=watch)
                 codes, status = local.exit_codes(), local.status()
             return _interrupted_content(folder, config, {"exit_codes": codes, "status": status}, settings)
@@ -270,6 +266,20 @@ class _Folder:
 
     def __exit__(self, *_) -> None:
         shutil.rmtree(self._root, ignore_errors=True)
+
+
+def _start_again(local: Local, hospital: int, *, held: bool) -> None:
+    """Starts a hospital; held: the server does nothing until its process has connected, or ended."""
+    if held:
+        local.server.send_signal(signal.SIGSTOP)
+    try:
+        local.start_hospital(hospital)
+        while held and local.hospitals[hospital].poll() is None:
+            if local.last_words(local.folder / f"hospital_{hospital}") == "Joined.":
+                break
+            time.sleep(0.1)
+    finally:
+        local.server.send_signal(signal.SIGCONT)
 
 
 def _interrupted_content(folder: Path, config: ExperimentConfig, end: dict, settings: Settings) -> Content:

@@ -993,3 +993,18 @@ def test_a_folder_where_a_federation_is_at_work_is_not_started_again(tmp_path, s
     assert Local(tmp_path).hospitals == {}
     (tmp_path / local.PIDS).write_text("{")  # damaged: nothing is known of any process
     assert put_down(tmp_path) == 0 and Local(tmp_path).server is None
+
+
+def test_a_round_that_is_done_again_leaves_one_score_of_the_model_before_it(tmp_path):
+    tries = []
+
+    def train(hospital, round_num, weights):
+        tries.append(round_num)
+        first = tries.count(2) <= 3 and round_num == 2  # in round 2's first try two of three send nothing of use
+        return update(hospital, weights, **({"loss": float("nan")} if first and hospital else {}))
+
+    told_of, progress, _ = trained(tmp_path, train)
+    assert [one["text"] for one in told_of if "no new model" in one["text"]] == ["Round 2: no new model: 1 updates, 2 are needed."]
+    assert progress.done == 3 and tries == [1] * 3 + [2] * 6 + [3] * 3
+    scored = [row[:4] for row in progress.rows if row[2] == "validation"]
+    assert len(scored) == len(set(scored)) and {row[0] for row in scored} == {1, 2, 3}

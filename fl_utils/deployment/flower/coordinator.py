@@ -280,7 +280,9 @@ class Coordinator:
     def _score(self, number: int) -> None:
         """Scores the model of a round, from what the hospitals counted."""
         rows, score = tally(number, self._judged)
-        self.progress.rows += rows
+        # A round that is done again has the model of before judged again: the later scores stand for the earlier ones.
+        parts = {row[2] for row in rows}
+        self.progress.rows = [row for row in self.progress.rows if row[0] != number or row[2] not in parts] + rows
         if score > self.progress.best_score:
             self.progress.best_round, self.progress.best_score = number, score
             self.progress.best_weights = list(self.progress.weights)
