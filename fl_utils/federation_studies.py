@@ -39,6 +39,7 @@ class Settings:
       rounds: of the interrupted federation; a hospital is killed after `killed_after` and started again after `back_after`.
       held: rounds on phantoms are over sooner than a process starts, so the server is held until it is there.
       timed_rounds: counted rounds of the timing, a transport.
+      transports: of `TRANSPORTS`, that are timed.
       methods: whose weights are compared with the simulation's.
     """
 
@@ -49,13 +50,14 @@ class Settings:
     back_after: int
     timed_rounds: int
     held: bool = True
+    transports: tuple[str, ...] = ("tls", "secure")
     methods: tuple[str, ...] = ("fedavg", "fedprox", "fedadam")
 
 
 SETTINGS = {
     "smoke": Settings("phantom_brain", (0, 1), 6, 2, 3, 2, methods=("fedavg",)),
-    "quick": Settings("phantom_brain", (0, 1), 12, 3, 6, 4),
-    "paper": Settings("brain_mri", (0, 1, 2, 3, 4), 20, 5, 7, 10, held=False),
+    "quick": Settings("phantom_brain", (0, 1), 12, 3, 6, 4, methods=("fedavg", "fedadam")),
+    "paper": Settings("brain_mri", (0, 1, 2, 3, 4), 20, 5, 7, 10, held=False, transports=tuple(TRANSPORTS)),
 }
 
 
@@ -138,7 +140,7 @@ def overhead(profile: str) -> pd.DataFrame:
 
 def measured_rounds(profile: str) -> pd.DataFrame:
     """`overhead`, measured anew and not kept."""
-    rows = [row for transport in TRANSPORTS for row in _timed(transport, _timed_config(profile))]
+    rows = [row for transport in SETTINGS[profile].transports for row in _timed(transport, _timed_config(profile))]
     columns = ["transport", "label", "round", "duration_s", "work_s", "over_s", "sent_bytes", "model_bytes"]
     return pd.DataFrame(rows, columns=columns)
 
