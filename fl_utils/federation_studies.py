@@ -219,6 +219,16 @@ def member_files(config: ExperimentConfig) -> pd.DataFrame:
     return pd.concat([table[~images], counted]).sort_values(["member", "file"], ignore_index=True)
 
 
+def members(profile: str) -> pd.DataFrame:
+    """`member_files` of the deployed run: loaded, so that it can be shown without the images."""
+    config = deployed_configs(profile)[0]
+
+    def made() -> Content:
+        return Content({"files": member_files(config)}, describe_environment())
+
+    return _study(profile, "members", ("files",), [config.model_dump(mode="json")], made).tables["files"]
+
+
 def sent_rows(content: Content) -> pd.DataFrame:
     """Of an `interruption`: hospital 0's log, with the bytes of all its calls from one update to the next."""
     sent = content.tables["sent"].query("hospital == 0")

@@ -82,7 +82,7 @@ display(Markdown(
 
 # %%
 config = studies.deployed_configs(PROFILE)[0]
-files = studies.member_files(config)
+files = studies.members(PROFILE)
 display(files[~files["member"].isin([f"hospital_{number}" for number in range(1, 4)])].reset_index(drop=True))
 
 # %% [markdown]
