@@ -5,6 +5,7 @@
 PROFILE ?= quick
 PYTHON ?= python3
 PYTEST_ARGS ?=
+ONLY ?=
 LAB_ARGS ?=
 UV_VERSION := 0.13.8
 
@@ -37,8 +38,8 @@ help: ## list the commands (this)
 
 setup: $(READY) ## make the environment in .venv (the other commands do it by themselves)
 
-reproduce: $(READY) ## run the whole suite: PROFILE=quick (default, phantoms), smoke, or paper (real data)
-	@$(BIN)/fl-utils reproduce --profile $(PROFILE)
+reproduce: $(READY) ## run the whole suite: PROFILE=quick (default, phantoms), smoke, or paper (real data); ONLY="02 08" some notebooks
+	@$(BIN)/fl-utils reproduce --profile $(PROFILE) $(foreach number,$(ONLY),--only $(number))
 
 test: $(READY) ## run the tests, with the coverage of fl_utils (PYTEST_ARGS="..." is passed on)
 	@$(BIN)/python -m pytest --cov -n 2 --dist loadfile $(PYTEST_ARGS)
