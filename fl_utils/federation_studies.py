@@ -55,7 +55,7 @@ class Settings:
 
 
 SETTINGS = {
-    "smoke": Settings("phantom_brain", (0, 1), 6, 2, 3, 2, methods=("fedavg",)),
+    "smoke": Settings("phantom_brain", (0, 1), 6, 2, 3, 2, transports=("secure",), methods=("fedavg",)),
     "quick": Settings("phantom_brain", (0, 1), 12, 3, 6, 4, methods=("fedavg", "fedadam")),
     "paper": Settings("brain_mri", (0, 1, 2, 3, 4), 20, 5, 7, 10, held=False, transports=tuple(TRANSPORTS)),
 }
