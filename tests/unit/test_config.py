@@ -77,7 +77,7 @@ def test_missing_fields_are_all_named():
         ("partition", "skewed", "'pooled', 'iid', 'natural', 'dirichlet'"),
         ("profile", "big", "'smoke', 'quick', 'paper' or 'phantoms'"),
         ("split", "leaky", "'deduplicated', 'near', 'pictures'"),
-        ("model", "vgg", "'seed_cnn', 'residual_gn', 'small_cnn'"),
+        ("model", "vgg", "'seed_cnn', 'residual_gn', 'softmax_regression', 'small_cnn'"),
         ("norm_statistics", "forgotten", "'averaged' or 'dropped'"),
         ("num_clients", 0, "greater than or equal to 1"),
         ("num_clients", 1001, "less than or equal to 1000"),
