@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import sys
+import sysconfig
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,11 +120,11 @@ def check_versions(lock=None):
         return Finding("versions", "problem", f"{lock} is missing: restore it with `git checkout`")
     wanted = read_requirements(lock.read_text(encoding="utf-8"))
     wrong = []
+    # In the environment itself: Ray, once loaded, puts older copies of some packages before it on the path.
+    places = sorted({sysconfig.get_paths()[kind] for kind in ("purelib", "platlib")})
     for name, version in sorted(wanted.items()):
-        try:
-            installed = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            installed = "missing"
+        found = next(iter(importlib.metadata.distributions(name=name, path=places)), None)
+        installed = found.version if found else "missing"
         if installed != version:
             wrong.append(f"{name} {installed} (lock: {version})")
     if wrong:
