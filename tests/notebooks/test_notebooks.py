@@ -121,6 +121,7 @@ def test_no_committed_notebook_without_source():
     assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} <= {source.stem for source in SOURCES}
 
 
+@pytest.mark.timeout(1800)  # against hanging; notebook 08 starts six federations, and another worker may be busy
 @every_notebook
 def test_runs_in_smoke(source, folders):
     """In order: a later notebook finds the records of an earlier one."""
