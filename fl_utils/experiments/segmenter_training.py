@@ -19,6 +19,7 @@ from fl_utils.experiments.hospitals import Hospitals
 from fl_utils.experiments.training import reporter, views_of
 from fl_utils.files import write_atomically
 from fl_utils.learning.centralized import CentralizedLearner
+from fl_utils.learning.configured import augmentation
 from fl_utils.learning.local import LocalSettings
 from fl_utils.learning.rounds import Learner, TrainingResult, run_rounds
 from fl_utils.learning.segmentation import SliceTrainer, VolumeJudge, make_slice_predictor, predict_subject

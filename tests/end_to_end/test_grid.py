@@ -104,6 +104,7 @@ def main_sweep(folder: Path) -> None:
 
 
 def main_ray(folder: Path) -> None:
+    os.environ["RAY_TMPDIR"] = (folder / "ray_folder").read_text()  # else it needs, and writes in, the machine's own
     import ray
     from ray.cluster_utils import Cluster
 
@@ -112,10 +113,7 @@ def main_ray(folder: Path) -> None:
     use(folder / "node")  # what the nodes' processes inherit
     os.environ["FL_UTILS_RESULTS"] = str(folder / "node" / "must_stay_empty")
     node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80_000_000}
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={**node, "include_dashboard": False, "temp_dir": (folder / "ray_folder").read_text()},
-    )
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
         cluster.add_node(**node)
         use(folder)  # the driver's own: no folder is shared
