@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 
 from fl_utils import seeding
+from fl_utils.children import free_addresses
 from fl_utils.config import ExperimentConfig, make_config
 from fl_utils.experiments.hospitals import share_out
 from fl_utils.experiments.run import data_of
 from fl_utils.experiments.training import federated_learner, hospital_updates
-from fl_utils.federations import federation_of, free_address, quiet, run_federation, set_up
+from fl_utils.federations import federation_of, quiet, run_federation, set_up
 from fl_utils.learning import reference
 from fl_utils.learning.configured import local_settings, new_classifier
 from fl_utils.learning.local import class_weights, example_order
@@ -85,7 +86,7 @@ def by_flower(config: ExperimentConfig) -> Weights:
     """The common weights after the last round, by real processes."""
     with tempfile.TemporaryDirectory(prefix="fl_utils_federation_") as root:
         folder = Path(root) / "federation"
-        set_up(folder, federation_of(config, address=free_address()))
+        set_up(folder, federation_of(config, address=free_addresses(1)[0]))
         run_federation(folder, progress=False)
         saved = load_checkpoint(folder / "server" / "checkpoint.npz")
     return saved["state"][: len(_initial(config))]

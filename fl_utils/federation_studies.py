@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 
 from fl_utils import paths
+from fl_utils.children import free_addresses
 from fl_utils.config import ExperimentConfig, make_config
 from fl_utils.deployment.flower import Federation, Local, SecureSum, read_events, read_journal
 from fl_utils.experiments import analysis, plans
 from fl_utils.experiments.measured import Content, Layout, digest, load_or_compute
 from fl_utils.experiments.run import data_of
-from fl_utils.federations import deployed_run, federation_of, free_address, set_up
+from fl_utils.federations import deployed_run, federation_of, set_up
 from fl_utils.records import RunRecord, describe_environment
 
 #: Folder of the studies, below `results/runs/`.
@@ -109,7 +110,7 @@ def interruption(profile: str, watch: Callable[[dict], None] | None = None) -> C
     config = _shortened(deployed_configs(profile)[0], settings.rounds)
 
     def made() -> Content:
-        with _Folder(federation_of(config, address=free_address(), round_timeout_s=_timeout(profile))) as folder:
+        with _Folder(federation_of(config, address=free_addresses(1)[0], round_timeout_s=_timeout(profile))) as folder:
             with Local(folder) as local:
                 local.wait(show=watch, until=lambda status: status["round"] >= settings.killed_after)
                 local.kill_hospital(2)
@@ -324,7 +325,7 @@ def _timed(transport: str, config: ExperimentConfig) -> list[tuple]:
     rounds = config.total_rounds - 1
     secure = SecureSum(threshold=3) if transport == "secure" else None
     federation = federation_of(
-        config, address=free_address(), secure=secure and secure.model_dump(), transport="plain" if transport == "plain" else "tls"
+        config, address=free_addresses(1)[0], secure=secure and secure.model_dump(), transport="plain" if transport == "plain" else "tls"
     )
     with _Folder(federation) as folder, Local(folder) as local:
         local.wait()

@@ -3,9 +3,7 @@
 import importlib.metadata
 import json
 import logging
-import os
 import shutil
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,12 +12,14 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from fl_utils import paths, records
+from fl_utils.children import free_addresses
 from fl_utils.config import ConfigError, ExperimentConfig
-from fl_utils.data.types import DataError, ImageDataset
-from fl_utils.deployment.flower import Federation, Local, make_federation, new_federation, read_federation, write_hospital
+from fl_utils.data.types import ImageDataset
+from fl_utils.deployment.flower import Federation, Local, make_federation, new_federation, read_federation
+from fl_utils.deployment.hospital_data import write_hospital
 from fl_utils.experiments.classifying import judged
 from fl_utils.experiments.hospitals import Hospitals, as_taken, share_out
-from fl_utils.experiments.run import data_of
+from fl_utils.experiments.run import data_of, recorded
 from fl_utils.records import RunRecord
 
 #: Folder of the records of deployed runs, beside the simulated ones'.
@@ -89,26 +89,15 @@ def deployed_run(config: ExperimentConfig, *, experiment: str = DEPLOYMENT, prog
       DataError, RecordError: as `run.run`.
     """
     root = paths.runs_root(config.profile) / experiment
-    try:
-        dataset = data_of(config)
-    except DataError:
-        record = records.find_record(root, config, None)  # a published record can be read without its images
-        if record is None:
-            raise
-        return record
-    record = records.find_record(root, config, dataset.fingerprint)
+    record = recorded(config, root)
     if record is not None:
         return record
-    name = records.run_id(config, dataset.fingerprint)
-    if os.environ.get("FL_UTILS_NO_TRAINING"):
-        raise records.RecordError(
-            f"There is no record of {name} in {root}, and this command does not train. Run `make reproduce PROFILE={config.profile}`."
-        )
     quiet()
-    folder = paths.cache_root() / "federations" / name
+    dataset = data_of(config)
+    folder = paths.cache_root() / "federations" / records.run_id(config, dataset.fingerprint)
     if not (folder / "federation.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)
-        set_up(folder, federation_of(config, address=free_address()))
+        set_up(folder, federation_of(config, address=free_addresses(1)[0]))
     run_federation(folder, progress=progress)
     record = _write_record(config, dataset, folder / "server", root)
     shutil.rmtree(folder, ignore_errors=True)  # keys and images have no business there any more
@@ -132,13 +121,6 @@ def run_federation(folder: Path, *, progress: bool = True) -> dict:
 def quiet() -> None:
     """TensorFlow warns of functions that are traced again, which several models in one process always are."""
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-
-
-def free_address() -> str:
-    """A port of this machine's loopback that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{one.getsockname()[1]}"
 
 
 def _write_record(config: ExperimentConfig, dataset: ImageDataset, folder: Path, root: Path) -> RunRecord:

@@ -1,6 +1,6 @@
 """Notebook 04: the marker of one hospital: who looks at it, who is misled by it, what it costs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 

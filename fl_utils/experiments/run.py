@@ -19,7 +19,7 @@ from fl_utils.files import write_atomically
 from fl_utils.learning.errors import CacheError
 from fl_utils.records import RunRecord
 
-__all__ = ["data_of", "dataset_of", "followed_weights", "run", "selected_weights"]
+__all__ = ["data_of", "dataset_of", "followed_weights", "recorded", "run", "selected_weights"]
 
 
 def data_of(config: ExperimentConfig):
@@ -57,6 +57,16 @@ def run(
       TrainingError, CacheError, EngineError, RecordError: see there.
     """
     root = paths.runs_root(config.profile) / experiment
+    return recorded(config, root) or _train(config, root, progress, checkpoint_interval_s, facts or {}, keep_diverged)
+
+
+def recorded(config: ExperimentConfig, root: Path) -> RunRecord | None:
+    """The record of a configuration in a folder of records; None where there is none, and it must be trained.
+
+    Raises:
+      DataError: there is no such record, and the images are not at hand to train it.
+      RecordError: there is none and this command does not train, or see `records.find_record`.
+    """
     try:
         fingerprint = data_of(config).fingerprint
     except DataError:
@@ -69,7 +79,7 @@ def run(
     if record is None:
         name = records.run_id(config, fingerprint)
         _refuse_to_train(config.profile, f"There is no record of {name} in {root}")
-    return record or _train(config, root, progress, checkpoint_interval_s, facts or {}, keep_diverged)
+    return record
 
 
 def selected_weights(record: RunRecord, *, progress: bool = True, train: bool = True) -> dict[str, list[np.ndarray]]:

@@ -237,7 +237,7 @@ def _shamir(
 ) -> _Round:
     # One value more than the model has: the weight.
     values = {name: np.append(weights[name] * update, weights[name]) for name, update in flat.items()}
-    first, others = values[next(iter(values))], len(values) - 1
+    first = values[next(iter(values))]
     with _Clock() as own:
         shares.split(shares.to_field(first, terms=len(values)), parties=len(values), threshold=threshold)
     with _Clock() as whole:

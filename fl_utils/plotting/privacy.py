@@ -13,7 +13,7 @@ from matplotlib.ticker import NullLocator
 from fl_utils.plotting.frames import checked, in_order, panel_grid, split_panels
 from fl_utils.plotting.images import wrapped
 from fl_utils.plotting.page import bottom_label, figure_function, new_figure, top_legend
-from fl_utils.plotting.style import GREY, LOOKS, VERMILLION, WIDTH, Look, look, series_look
+from fl_utils.plotting.style import GREY, LOOKS, VERMILLION, WIDTH, look, series_look
 
 #: Series that have no epsilon and lie across the panel, by their label.
 BANDS = {LOOKS[name].label: LOOKS[name] for name in ("none", "none_many", "local")}

@@ -33,7 +33,6 @@ from IPython.display import Markdown, display
 from fl_utils import plotting
 from fl_utils.data.load import DataError, load_dataset
 from fl_utils.experiments import analysis, plans
-from fl_utils.experiments.hospitals import share_out
 from fl_utils.experiments.run import dataset_of
 from fl_utils.experiments.worked_round import worked_round
 

@@ -1,15 +1,13 @@
 """Federations whose hospitals take orders: to stop in the middle of training, to send nonsense, to write down what they do.
 
-This file is also the hospital's program: `python federation_faults_helpers.py <parent's pid> client ...` is `fl-utils client ...`
-with `Hospital.train` obeying the files in hospital_N/orders. So a test decides in which round something happens, and no
-clock does.
+This file is also the hospital's program: `python -m tests.end_to_end.federation_faults_helpers <parent's pid> client ...`, from
+the repository's folder, is `fl-utils client ...` with `Hospital.train` obeying the files in hospital_N/orders. So a test
+decides in which round something happens, and no clock does.
 """
 
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,24 +18,16 @@ import numpy as np
 
 from fl_utils.config import make_config
 from fl_utils.deployment.flower import Local, read_events, read_federation
-from fl_utils.deployment.flower.coordinator import CHECKPOINT
 from fl_utils.federations import federation_of, set_up
-from fl_utils.learning.rounds import load_checkpoint
+from tests.end_to_end.federation_helpers import checkpoint, free_port, initial_weights
 
+ROOT = Path(__file__).resolve().parents[2]
+_PROGRAM = "tests.end_to_end.federation_faults_helpers"
 LIMIT_S = 240  # against hanging for ever; far more than a busy machine needs
 #: What a bad hospital sends, one after another: each until the server has named it.
 FAULTS = ("not finite", "shape", "dtype", "num_examples", "loss")
 MANY = 5000  # rounds: more than a test waits for; it ends the training when it has seen what it wants
 STOP, SPOIL, RECORD, HEARTBEAT = "stop_in_round", "spoil", "record", "heartbeat_s"
-
-
-def free_port() -> int:
-    """Of those that the kernel gives to nobody by itself: while a server is down, nobody takes it."""
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
 
 
 def new_federation(folder: Path, *, hospitals: int, total_rounds: int = MANY, class_weighting=True, address=None, **agreed):
@@ -84,8 +74,8 @@ def start(arguments: Sequence[str], place: Path, within: Sequence[str] = ()) -> 
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     with (place / "console.log").open("ab") as log:
         return subprocess.Popen(
-            [*within, sys.executable, __file__, str(os.getpid()), *arguments], stdin=subprocess.DEVNULL, stdout=log,
-            stderr=subprocess.STDOUT, start_new_session=True, env=environment,
+            [*within, sys.executable, "-m", _PROGRAM, str(os.getpid()), *arguments], stdin=subprocess.DEVNULL, stdout=log,
+            stderr=subprocess.STDOUT, start_new_session=True, env=environment, cwd=ROOT,
         )
 
 
@@ -169,7 +159,7 @@ def counted_after(folder: Path, hospital: int, event: dict) -> list[int]:
 
 def checkpoint_of(folder: Path) -> tuple[int, list[np.ndarray]]:
     """Rounds done and the common model's weights, as the server saved them."""
-    saved = load_checkpoint(folder / "server" / CHECKPOINT)
+    saved = checkpoint(folder)
     return saved["done"], saved["state"]
 
 
@@ -179,7 +169,7 @@ def used_updates(folder: Path) -> list[list[int]]:
     The checkpoint's rows say it and the events say it. Where the server was ended between the two, the last round's event
     is missing; nothing else may differ.
     """
-    saved = load_checkpoint(folder / "server" / CHECKPOINT)
+    saved = checkpoint(folder)
     rows = [
         sorted(int(who) for number, who, split, metric, _ in saved["rows"] if (number, split, metric) == (wanted, "train", "loss"))
         for wanted in range(1, saved["done"] + 1)
@@ -199,21 +189,20 @@ class Reference:
     """
 
     def __init__(self, folder: Path, planned_for: Sequence[int] | None = None):
-        from fl_utils.deployment.flower.hospital import Hospital
-        from fl_utils.deployment.flower.server import _initial_weights
+        from fl_utils.deployment.hospital import Hospital
         from fl_utils.learning.local import class_weights
 
         self.federation = federation = read_federation(folder / "server")
         number = federation.config.num_clients
         folders = [folder / f"hospital_{n}" for n in range(number)]
-        self.hospitals = [Hospital(federation, n, own, own / "data") for n, own in enumerate(folders)]
+        self.hospitals = [Hospital(federation, n, own / "data") for n, own in enumerate(folders)]
         self.introduced = [hospital.introduction() for hospital in self.hospitals]
         known = [self.introduced[n]["class_counts"] for n in (range(number) if planned_for is None else planned_for)]
         counts = np.sum(known, axis=0)
         self.class_weights = class_weights(
             np.repeat(np.arange(len(counts)), counts), len(counts), enabled=federation.config.class_weighting
         )
-        self.initial = _initial_weights(federation)
+        self.initial = initial_weights(federation)
 
     def update(self, hospital: int, weights: Sequence[np.ndarray], round_num: int):
         return self.hospitals[hospital].train(weights, self.class_weights, round_num)
@@ -270,7 +259,7 @@ def pieces(delta: Sequence[np.ndarray], kind: type = np.float32) -> list[bytes]:
 
 def _obeying(honest):
     """`Hospital.train` that looks for orders first."""
-    from fl_utils.deployment.flower.hospital import Update
+    from fl_utils.deployment.hospital import Update
 
     def spoiled(update: Update, fault: str) -> Update:
         first, *others = update.delta
@@ -306,12 +295,13 @@ def _obeying(honest):
 
 def _warm(make):
     """`Hospital.__init__` that also traces what a round needs: the tests' short time limits are not for that."""
-    from fl_utils.deployment.flower.hospital import Hospital
+    from fl_utils.deployment.hospital import Hospital
 
     honest = Hospital.train
 
-    def init(self, federation, number, folder, data):
-        make(self, federation, number, folder, data)
+    def init(self, federation, number, data, *, budget=None):
+        make(self, federation, number, data, budget=budget)
+        self._folder = data.parent  # where its orders are
         weights = [weight.numpy() for weight in self._model.trainable_variables + self._model.non_trainable_variables]
         self.judge(weights)
         honest(self, weights, np.ones(len(federation.class_names), np.float32), 1)
@@ -331,7 +321,7 @@ def main() -> None:
 
 def _obey() -> None:
     from fl_utils.deployment.flower import link
-    from fl_utils.deployment.flower.hospital import Hospital
+    from fl_utils.deployment.hospital import Hospital
 
     heartbeat = Path(sys.argv[sys.argv.index("--folder") + 1]) / f"hospital_{sys.argv[2]}" / "orders" / HEARTBEAT
     if heartbeat.is_file():

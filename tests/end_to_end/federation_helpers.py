@@ -67,13 +67,13 @@ def reference(folder: Path, contributions: Sequence[Sequence[int]], *, joined: S
       contributions: for each round the hospitals whose updates count.
       joined: who was there when the training began, which decides on the class weights; default all.
     """
-    from fl_utils.deployment.flower.hospital import Hospital
-    from fl_utils.deployment.flower.server_step import ServerStep
+    from fl_utils.deployment.hospital import Hospital
+    from fl_utils.deployment.server_step import ServerStep
     from fl_utils.learning.local import class_weights
 
     federation = read_federation(folder / "server")
     everybody = range(federation.config.num_clients)
-    hospitals = [Hospital(federation, n, folder / f"hospital_{n}", folder / f"hospital_{n}" / "data") for n in everybody]
+    hospitals = [Hospital(federation, n, folder / f"hospital_{n}" / "data") for n in everybody]
     counts = np.sum([hospitals[n].introduction()["class_counts"] for n in everybody if joined is None or n in joined], axis=0)
     labels = np.repeat(np.arange(len(counts)), counts)
     weighting = class_weights(labels, len(counts), enabled=federation.config.class_weighting)

@@ -20,7 +20,7 @@ from fl_utils.learning.local import LocalSettings, LocalTrainer
 from fl_utils.models.classifiers import build_model
 from tests.equivalence.helpers import (
     NUM_CLASSES, ONES, SEED, SHAPE, SIZES, TOLERANCE, assert_equals_tffs_own, batches_for_tff, batches_of,
-    deltas_by_hand, distance, federation, hospitals, mean_by_examples, model_fn_for_tff, seed_cnn, softmax_regression,
+    deltas_by_hand, distance, federation, hospitals, mean_by_examples, model_fn_for_tff, seed_cnn,
 )
 
 PLAIN = LocalSettings(batch_size=4, epochs=2, learning_rate=0.05, momentum=0.0)

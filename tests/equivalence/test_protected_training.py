@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from fl_utils import seeding
 from fl_utils.config import make_config
-from fl_utils.experiments import protection, training
+from fl_utils.experiments import training
 from fl_utils.experiments.encrypted_learner import EncryptedLearner
 from fl_utils.experiments.hospitals import share_out
 from fl_utils.experiments.protection import Noise, aggregator_of, trainer_of

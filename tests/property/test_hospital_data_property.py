@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_utils.deployment.flower.hospital_data import PARTS, load_hospital, write_hospital
+from fl_utils.deployment.hospital_data import PARTS, load_hospital, write_hospital
 
 SETTINGS = settings(max_examples=25, deadline=None)
 #: File names as cameras and people give them: blanks, quotes, commas, dots, capitals, other alphabets.

@@ -226,7 +226,7 @@ def test_predictions_give_the_metrics_of_the_selected_round(smoke_runs, method):
     """What is published can be computed again from the committed predictions."""
     record = smoke_runs[method]
     for client, rows in record.predictions.groupby("client"):
-        selected = record.environment["selected_round"][client]
+        selected = record.environment["selected_round"][client]  # noqa: F841 (read by the queries below)
         accuracy = (rows[[f"p{k}" for k in range(4)]].to_numpy().argmax(axis=1) == rows["label"]).mean()
         test = record.metrics.query("client == @client and split == 'test' and round == @selected and metric == 'accuracy'")
         assert test["value"].item() == pytest.approx(accuracy, abs=1e-6)

@@ -19,6 +19,7 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.node_pb2 import Node
 
+from fl_utils import children
 from fl_utils.config import ConfigError, make_config
 from fl_utils.deployment.flower import Local, board, fingerprint, journal, local, messages, put_down, read_federation, read_status
 from fl_utils.deployment.flower.board import Board, read_events
@@ -26,9 +27,9 @@ from fl_utils.deployment.flower.coordinator import Coordinator
 from fl_utils.deployment.flower.journal import Journal, read_journal
 from fl_utils.deployment.flower.members import Members
 from fl_utils.deployment.flower.office import Office, StageGrid
-from fl_utils.deployment.flower.server_step import ServerStep
+from fl_utils.deployment.server_step import ServerStep, misfit
 from fl_utils.deployment.flower.settings import FederationError, hospital_folder, make_federation, write_federation
-from fl_utils.deployment.flower.tally import read_judged, tally
+from fl_utils.deployment.tally import read_judged, tally
 from fl_utils.learning.evaluation import curve_metrics
 from fl_utils.learning.rounds import load_checkpoint
 
@@ -166,14 +167,14 @@ def test_arrays_that_do_not_fit_the_model_are_described():
     model = [np.zeros((2, 3), np.float32), np.zeros(3, np.float32)]
     bad = model[0].copy()
     bad[0, 1], bad[1, 2] = np.nan, -np.inf
-    assert messages.misfit([array + 1 for array in model], model) is None
-    assert messages.misfit([], []) is None
-    assert messages.misfit(model[:1], model) == "1 arrays were sent, the model has 2"
-    assert messages.misfit([model[0].T, model[1]], model) == "array 0 is float32 (3, 2), the model's is float32 (2, 3)"
-    assert messages.misfit([model[0], model[1].astype(np.float64)], model) == "array 1 is float64 (3,), the model's is float32 (3,)"
-    assert messages.misfit([bad, model[1]], model) == "array 0 of shape (2, 3) holds 2 numbers that are not finite"
+    assert misfit([array + 1 for array in model], model) is None
+    assert misfit([], []) is None
+    assert misfit(model[:1], model) == "1 arrays were sent, the model has 2"
+    assert misfit([model[0].T, model[1]], model) == "array 0 is float32 (3, 2), the model's is float32 (2, 3)"
+    assert misfit([model[0], model[1].astype(np.float64)], model) == "array 1 is float64 (3,), the model's is float32 (3,)"
+    assert misfit([bad, model[1]], model) == "array 0 of shape (2, 3) holds 2 numbers that are not finite"
     texts = np.array([["a"] * 3] * 2)
-    assert "array 0 is <U1 (2, 3)" in messages.misfit([texts, model[1]], model)
+    assert "array 0 is <U1 (2, 3)" in misfit([texts, model[1]], model)
 
 
 # --- tally ---
@@ -616,9 +617,6 @@ def test_answers_are_matched_to_questions_and_others_are_ignored(desk):
     assert answer.error is None and not answer.gone and not desk.office.asked(1)
     desk.grid.answer(asked[1], messages.content_of({"loss": 0.1}))  # a second answer to the same question
     assert desk.office.collect() == []
-    desk.office.forget(0)
-    desk.grid.answer(asked[0], messages.content_of({"loss": 0.1}))
-    assert desk.office.collect() == []
 
 
 def test_errors_and_answers_that_cannot_be_read_are_answers_with_a_reason(desk):
@@ -970,7 +968,7 @@ def note(folder, **births):
 
 
 def test_a_process_that_got_the_number_of_one_that_ended_is_not_put_down(tmp_path, sleeper):
-    birth = local._birth(sleeper.pid)
+    birth = children._birth(sleeper.pid)
     assert int(birth) > 0
     note(tmp_path, **{str(sleeper.pid): str(int(birth) - 1), "999999999": birth})
     assert put_down(tmp_path) == 0
@@ -979,14 +977,14 @@ def test_a_process_that_got_the_number_of_one_that_ended_is_not_put_down(tmp_pat
 
 def test_the_processes_that_were_noted_are_put_down_also_where_they_are_stopped(tmp_path, sleeper):
     sleeper.send_signal(signal.SIGSTOP)
-    note(tmp_path, **{str(sleeper.pid): local._birth(sleeper.pid)})
+    note(tmp_path, **{str(sleeper.pid): children._birth(sleeper.pid)})
     assert put_down(tmp_path) == 1 and sleeper.wait(30) == -signal.SIGTERM
-    assert local._birth(sleeper.pid) is None and put_down(tmp_path) == 0
+    assert children._birth(sleeper.pid) is None and put_down(tmp_path) == 0
 
 
 def test_a_folder_where_a_federation_is_at_work_is_not_started_again(tmp_path, sleeper):
     write_federation(tmp_path, FEDERATION)
-    note(tmp_path, **{str(sleeper.pid): local._birth(sleeper.pid)})
+    note(tmp_path, **{str(sleeper.pid): children._birth(sleeper.pid)})
     with pytest.raises(FederationError, match="A federation is at work in .* End it first: `fl-utils federation down`"):
         Local(tmp_path)
     note(tmp_path, **{str(sleeper.pid): "1"})

@@ -31,7 +31,7 @@ def run_of(seed, values, **config):
 
 
 def test_hospitals_folders_hold_what_the_simulation_gives_them_in_the_same_order(tmp_path):
-    from fl_utils.deployment.flower.hospital_data import load_hospital
+    from fl_utils.deployment.hospital_data import load_hospital
 
     config = small(partition="iid", quantity_alpha=None)
     federation = federations.federation_of(config)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from fl_utils.data.types import DataError
-from fl_utils.deployment.flower import hospital_data
-from fl_utils.deployment.flower.hospital_data import PARTS, load_hospital, write_hospital
+from fl_utils.deployment import hospital_data
+from fl_utils.deployment.hospital_data import PARTS, load_hospital, write_hospital
 
 CLASSES = ("glioma", "meningioma", "no_tumor")
 

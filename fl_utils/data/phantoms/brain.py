@@ -104,7 +104,7 @@ def draw_contrast(rng):
     enhance = {"t1": -0.03, "t1ce": uptake * draw(0.35, 0.62), "t2": -0.25, "flair": -0.12}
     vessel = {"t1": -0.05, "t1ce": uptake * draw(0.25, 0.52), "t2": -0.2, "flair": -0.1}
     swell = draw(0.5, 1.0)
-    dip, drop = draw(0.02, 0.08), draw(0.03, 0.10)
+    dip, _ = draw(0.02, 0.08), draw(0.03, 0.10)
     return SimpleNamespace(
         greys=greys,
         fluid={m: greys[m]["csf"] for m in MODALITIES},

@@ -102,6 +102,11 @@ def append_line(path: Path, entry: dict) -> None:
             raise
 
 
+def read_lines(path: Path) -> list[dict]:
+    """The objects that `append_line` added to a file; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
 def _locked(file, kind: int, patience_s: float = 0.0) -> bool:
     """Whether the lock was had; a server that was just killed, or who reads the status, holds it a moment longer."""
     end = time.monotonic() + patience_s
@@ -117,5 +122,4 @@ def _locked(file, kind: int, patience_s: float = 0.0) -> bool:
 
 def read_events(folder: Path) -> list[dict]:
     """The lines of the server's log."""
-    path = Path(folder) / EVENTS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return read_lines(Path(folder) / EVENTS)

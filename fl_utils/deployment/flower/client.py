@@ -20,12 +20,13 @@ from fl_utils.deployment.flower.key_files import read_file
 from fl_utils.deployment.flower.link import HEARTBEAT_S, LineLost, Link, Occupied, Parcel, Refused, answer_messages, pack
 from fl_utils.deployment.flower.settings import Federation, FederationError, hospital_folder, read_federation
 from fl_utils.files import write_atomically
+from fl_utils.trust.budget import PrivacyBudget
 
 #: A server that starts tells Flower of the hospitals' keys a moment after it begins to listen.
 UNKNOWN_FOR_S = 10.0
 #: A process that was killed is taken to be there for another two heartbeats.
 OCCUPIED_FOR_S = 4 * HEARTBEAT_S
-MODEL = "model.npz"
+MODEL, BUDGET = "model.npz", "privacy_budget.json"
 
 
 def run_client(
@@ -46,6 +47,7 @@ def run_client(
       FederationError: the server refuses this hospital, or is about another federation.
       CredentialError: key or certificate cannot be used, or the server is not the federation's.
       DataError: the images cannot be used.
+      ValueError: the privacy budget's file is not one.
     """
     own = hospital_folder(folder, number)
     federation = read_federation(own)
@@ -54,13 +56,13 @@ def run_client(
     keys, authority = credentials.load_hospital_key(own), read_file(own / "ca.crt")
     with contextlib.suppress(ConnectionError):  # nothing is loaded for a server that is not the federation's
         _check(federation, authority)
-    from fl_utils.deployment.flower.hospital import Hospital  # loads TensorFlow
+    from fl_utils.deployment.hospital import Hospital  # loads TensorFlow
 
-    hospital = Hospital(federation, number, own, data or own / "data")
+    hospital = Hospital(federation, number, data or own / "data", budget=_budget(federation, own))
     say(f"Hospital {number}: {hospital.introduction()['num_examples']} training images. Server: {federation.address}")
     journal = Journal(own, keep_sent)
-    desk = _Desk(hospital, own, journal, say)
-    unknown_since = occupied_since = None
+    desk = _Desk(federation, hospital, own, journal, say)
+    since: dict[type[Exception], float] = {}  # when the server began to turn this hospital away, by how
     said = False
     while not desk.over.is_set():
         link = None
@@ -68,28 +70,26 @@ def run_client(
             _check(federation, authority)
             link = Link(federation.address, authority if federation.transport == "tls" else None, keys, journal)
             link.open()
-            unknown_since = occupied_since = None
+            since.clear()
             said = False
             say("Joined.")
             answer_messages(link, desk.answer, desk.over)
         except Refused as error:
-            unknown_since = unknown_since or time.monotonic()
-            if time.monotonic() - unknown_since > UNKNOWN_FOR_S:
+            if time.monotonic() - since.setdefault(Refused, time.monotonic()) > UNKNOWN_FOR_S:
                 raise FederationError(
                     f"The server at {federation.address} refuses hospital {number}: it does not know this key ({error}). Send the "
                     "server's people your key.pub, or take the folder that they made for you."
                 ) from None
         except Occupied:
-            if occupied_since is None:
+            if Occupied not in since:
                 say(f"The server takes an earlier process of hospital {number} to be there still; waiting until it does not.")
-            occupied_since = occupied_since or time.monotonic()
-            if time.monotonic() - occupied_since > OCCUPIED_FOR_S:
+            if time.monotonic() - since.setdefault(Occupied, time.monotonic()) > OCCUPIED_FOR_S:
                 raise FederationError(
                     f"Another process takes part as hospital {number}, with the same key. End that one; or, if it is not yours, tell the "
                     "server's people that this key is in other hands."
                 ) from None
         except (LineLost, ConnectionError) as error:
-            unknown_since = occupied_since = None  # the server is begun anew, perhaps
+            since.clear()  # the server is begun anew, perhaps
             if not said:
                 say(f"The server at {federation.address} is not there ({error}); waiting for it.")
             said = True
@@ -102,6 +102,13 @@ def run_client(
     say(f"The training is over; the model is in {own.name}/{MODEL}.")
 
 
+def _budget(federation: Federation, own: Path) -> PrivacyBudget | None:
+    path, config = own / BUDGET, federation.config
+    if not config.privacy_unit:
+        return None
+    return PrivacyBudget.load(path) if path.exists() else PrivacyBudget(unit="patient", epsilon=config.epsilon, delta=config.delta, path=path)
+
+
 def _check(federation: Federation, authority: bytes) -> None:
     if federation.transport == "tls":
         credentials.check_server(federation.address, authority)
@@ -110,12 +117,13 @@ def _check(federation: Federation, authority: bytes) -> None:
 class _Desk:
     """Answers one message after another; `over` is set once the server has said that there will be no more."""
 
-    def __init__(self, hospital, folder: Path, journal: Journal, say: Callable[[str], None]):
+    def __init__(self, federation: Federation, hospital, folder: Path, journal: Journal, say: Callable[[str], None]):
+        self._introduction = hospital.introduction() | {"fingerprint": federation.fingerprint}
         self._hospital, self._folder, self._journal, self._say = hospital, folder, journal, say
         self._visit = secrets.token_hex(8)
         self._context = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
         self.over, self.refused = threading.Event(), ""
-        secured = hospital.federation.secure
+        secured = federation.secure
         app = ClientApp(mods=[secure.agreed_mod(secured.threshold)] if secured else [])
         app.query(messages.INTRODUCE)(self._introduce)
         app.query(messages.FINISH)(self._finish)
@@ -144,7 +152,7 @@ class _Desk:
             return pack(Message(Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message))
 
     def _introduce(self, message: Message, context: Context) -> Message:
-        return Message(messages.content_of(self._hospital.introduction() | {"visit": self._visit}), reply_to=message)
+        return Message(messages.content_of(self._introduction | {"visit": self._visit}), reply_to=message)
 
     def _train(self, message: Message, context: Context) -> Message:
         facts, arrays = self._worked(messages.facts_of(message), messages.arrays_of(message))

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
+from fl_utils.config import ExperimentConfig
 from fl_utils.deployment.flower import messages
 from fl_utils.deployment.flower.board import Board
 from fl_utils.deployment.flower.members import Members
-from fl_utils.deployment.flower.office import POLL_S, Office, StageGrid
-from fl_utils.deployment.flower.server_step import ServerStep
+from fl_utils.deployment.flower.office import POLL_S, Answer, Office, StageGrid
+from fl_utils.deployment.server_step import ServerStep, misfit
 from fl_utils.deployment.flower.settings import Federation, FederationError
-from fl_utils.deployment.flower.tally import read_judged, tally
+from fl_utils.deployment.tally import read_judged, tally
 from fl_utils.learning.local import weights_of_counts
 from fl_utils.learning.rounds import load_checkpoint, save_checkpoint
 from fl_utils.trust.noise import Noise, planned_noise
@@ -43,13 +44,11 @@ class Progress:
     best_score: tuple[float, float] = (-math.inf, -math.inf)
     best_weights: list[np.ndarray] = dataclasses.field(default_factory=list)
 
-
-@dataclasses.dataclass(frozen=True)
-class Received:
-    """A hospital's update as it came and was found fit."""
-
-    delta: list[np.ndarray]
-    num_examples: int
+    def selected(self, config: ExperimentConfig) -> tuple[int, list[np.ndarray]]:
+        """Round and weights of the published model: the last where an aggregator is set (see `config`) or none was scored."""
+        if config.aggregator or not self.best_weights:
+            return self.done, self.weights
+        return self.best_round, self.best_weights
 
 
 class Coordinator:
@@ -106,8 +105,7 @@ class Coordinator:
                 )
         self._judge_last()
         self._save()
-        selected = self.progress.weights if self._config.aggregator else self.progress.best_weights
-        self._members.finish(selected or self.progress.weights)
+        self._members.finish(self.progress.selected(self._config)[1])
         return self.progress
 
     def _resume(self) -> bool:
@@ -177,7 +175,8 @@ class Coordinator:
 
     def _plain(self, number: int, rows: list) -> tuple[list[int], list[np.ndarray] | None]:
         """Whose updates came, and their combination, or None where they are too few; so does `_secured`."""
-        task, weights, received = self._task(number), self.progress.weights, {}
+        task, weights = self._task(number), self.progress.weights
+        received: dict[int, Answer] = {}
         open_for = self._members.present()
         self._office.post(sorted(open_for), messages.TRAIN, task, weights, number)
         began = asked = time.monotonic()
@@ -189,29 +188,28 @@ class Coordinator:
                         self._office.post([answer.hospital], messages.TRAIN, task, weights, number)
                 elif answer.hospital in open_for:
                     open_for.discard(answer.hospital)
-                    update = self._checked(answer, number, rows)
-                    if update is not None:
-                        received[answer.hospital] = update
+                    if self._usable(answer, number, rows):
+                        received[answer.hospital] = answer
             if time.monotonic() - asked > ASK_AGAIN_S:
                 self._members.ask(open_for)
                 asked = time.monotonic()
             time.sleep(POLL_S)
         for hospital in sorted(open_for):
             self._members.missed(hospital, f"did not answer round {number} within {self._federation.round_timeout_s:g} s.")
-        updates = [received[hospital] for hospital in sorted(received)]
-        if len(updates) < self._federation.min_hospitals:
+        answers = [received[hospital] for hospital in sorted(received)]
+        if len(answers) < self._federation.min_hospitals:
             return sorted(received), None
-        change = self._step.combine([update.delta for update in updates], [update.num_examples for update in updates])
+        change = self._step.combine([answer.arrays for answer in answers], [answer.facts["num_examples"] for answer in answers])
         return sorted(received), change
 
-    def _checked(self, answer, number: int, rows: list) -> Received | None:
-        """An answer's update; None, and the hospital is named, where it cannot be used."""
+    def _usable(self, answer: Answer, number: int, rows: list) -> bool:
+        """Whether an answer's update counts, which is then noted; where it does not, the hospital is named."""
         hospital, wrong = answer.hospital, answer.error
         if answer.gone:
             self._members.missed(hospital, f"is gone; no update in round {number}.")
-            return None
+            return False
         if wrong is None:
-            wrong = messages.misfit(answer.arrays, self.progress.weights)
+            wrong = misfit(answer.arrays, self.progress.weights)
         examples, loss = answer.facts.get("num_examples"), answer.facts.get("loss")
         known = self._members.introduced[hospital]["num_examples"]
         if wrong is None and examples != known:
@@ -222,9 +220,9 @@ class Coordinator:
             wrong = self._take_judged(hospital, answer.facts)
         if wrong is not None:
             self._members.left_out(hospital, number, wrong)
-            return None
+            return False
         self._note(hospital, number, answer.facts, answer.received_bytes, answer.message_id, rows)
-        return Received(answer.arrays, examples)
+        return True
 
     def _secured(self, number: int, rows: list) -> tuple[list[int], list[np.ndarray] | None]:
         from fl_utils.deployment.flower import secure
@@ -248,7 +246,7 @@ class Coordinator:
             self._board.event(f"Round {number}: the secure sum failed: {result.reason}", round=number)
             return sorted(answered), None
         change = [np.asarray(part, np.float32) for part in result.mean]
-        wrong = messages.misfit(change, self.progress.weights)
+        wrong = misfit(change, self.progress.weights)
         if wrong is not None:
             self._board.event(f"Round {number}: the sum cannot be used: {wrong}. No single update is known, so nobody is named.")
             return sorted(answered), None

@@ -1,7 +1,6 @@
 """What leaves a hospital: every call is counted on its way out, every update is written down before it is sent."""
 
 import hashlib
-import json
 import threading
 import time
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from fl_utils.deployment.flower.board import append_line
+from fl_utils.deployment.flower.board import append_line, read_lines
 from fl_utils.deployment.flower.settings import FederationError
 
 FILE = "sent.jsonl"
@@ -64,8 +63,7 @@ class Journal(grpc.UnaryUnaryClientInterceptor):
 
 def read_journal(folder: Path) -> list[dict]:
     """The lines of a hospital's log; none where nothing was sent."""
-    path = Path(folder) / FILE
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return read_lines(Path(folder) / FILE)
 
 
 def fingerprint(arrays: Sequence[np.ndarray]) -> str:

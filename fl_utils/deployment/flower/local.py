@@ -1,6 +1,5 @@
 """A whole federation on one machine: a process for the server and one for each hospital, all owned by who started them."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,16 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
+from fl_utils.children import end_noted, note_processes, noted_processes, owned_python
 from fl_utils.deployment.flower.board import read_status
 from fl_utils.deployment.flower.settings import FederationError, read_federation
-from fl_utils.files import write_atomically
 
 PIDS = "processes.json"
-_COMMAND = (
-    "import sys; from fl_utils.children import end_with_parent\n"
-    "if not end_with_parent(int(sys.argv.pop(1))): sys.exit(1)\n"
-    "from fl_utils.cli import main; main()"
-)
 
 
 class Local:
@@ -43,7 +37,7 @@ class Local:
         self.folder, self._owned = Path(folder).resolve(), owned
         number = read_federation(self.folder).config.num_clients
         self._wanted = list(range(number)) if hospitals is None else list(hospitals)
-        if _alive(self.folder):
+        if noted_processes(self.folder / PIDS):
             raise FederationError(f"A federation is at work in {folder}. End it first: `fl-utils federation down`.")
         self.server: subprocess.Popen | None = None
         self.hospitals: dict[int, subprocess.Popen] = {}
@@ -143,7 +137,7 @@ class Local:
     def _start(self, arguments: list[str], folder: Path) -> subprocess.Popen:
         command = [sys.executable, "-m", "fl_utils.cli", *arguments]
         if self._owned:
-            command = [sys.executable, "-c", _COMMAND, str(os.getpid()), *arguments]
+            command = [*owned_python("from fl_utils.cli import main; main()"), *arguments]
         environment = os.environ | {"PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
         with (folder / "console.log").open("ab") as log:
             return subprocess.Popen(
@@ -152,40 +146,9 @@ class Local:
 
     def _note(self) -> None:
         everyone = [one for one in [self.server, *self.hospitals.values()] if one is not None]
-        pids = {str(one.pid): _birth(one.pid) for one in everyone if one.poll() is None}
-        write_atomically(self.folder / PIDS, lambda file: file.write(json.dumps(pids).encode()))
+        note_processes(self.folder / PIDS, [one.pid for one in everyone if one.poll() is None])
 
 
 def put_down(folder: Path) -> int:
     """Ends the processes of a federation that another process started; returns how many there were."""
-    folder, ended = Path(folder), 0
-    for attempt in (signal.SIGTERM, signal.SIGKILL):
-        for pid in _alive(folder):
-            ended += attempt == signal.SIGTERM
-            for number in (attempt, signal.SIGCONT):
-                try:
-                    os.kill(pid, number)
-                except ProcessLookupError:
-                    pass
-        end = time.monotonic() + 6.0
-        while _alive(folder) and time.monotonic() < end:
-            time.sleep(0.1)
-    (folder / PIDS).unlink(missing_ok=True)
-    return ended
-
-
-def _alive(folder: Path) -> list[int]:
-    try:
-        pids = json.loads((folder / PIDS).read_text())
-    except (OSError, ValueError):
-        return []
-    return [int(pid) for pid, birth in pids.items() if _birth(int(pid)) == birth]
-
-
-def _birth(pid: int) -> str | None:
-    """When a process began, in ticks since the machine's start: tells it from a later one of the same number."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else fields[19]
+    return end_noted(Path(folder) / PIDS)

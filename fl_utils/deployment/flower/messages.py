@@ -37,15 +37,3 @@ def arrays_of(message: Message) -> list[np.ndarray]:
     """
     record = message.content.array_records.get(_ARRAYS)
     return record.to_numpy_ndarrays() if record else []
-
-
-def misfit(arrays: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> str | None:
-    """What is wrong with arrays that should be like the expected ones; None where nothing is."""
-    if len(arrays) != len(expected):
-        return f"{len(arrays)} arrays were sent, the model has {len(expected)}"
-    for number, (array, wanted) in enumerate(zip(arrays, expected, strict=True)):
-        if array.shape != wanted.shape or array.dtype != wanted.dtype:
-            return f"array {number} is {array.dtype} {array.shape}, the model's is {wanted.dtype} {wanted.shape}"
-        if not np.isfinite(array).all():
-            return f"array {number} of shape {array.shape} holds {np.count_nonzero(~np.isfinite(array))} numbers that are not finite"
-    return None

@@ -126,10 +126,6 @@ class Office:
             self._waiting = {key: posted for key, posted in self._waiting.items() if key not in dict(lost)}
             return read
 
-    def forget(self, hospital: int) -> None:
-        """Open questions to a hospital are dropped; a late answer will not be collected."""
-        self._waiting = {key: posted for key, posted in self._waiting.items() if posted.hospital != hospital}
-
     def _answer(self, posted: _Posted, message: Message) -> Answer:
         who = (posted.hospital, posted.kind, posted.round_num)
         if message.has_error():

@@ -68,10 +68,9 @@ def _initial_weights(federation: Federation) -> list[np.ndarray]:
 
 
 def _write(folder: Path, federation: Federation, progress: Progress, duration_s: float) -> None:
-    last = bool(federation.config.aggregator) or not progress.best_weights
-    weights = progress.weights if last else progress.best_weights
+    round_num, weights = progress.selected(federation.config)
     facts = {
-        "fingerprint": federation.fingerprint, "selected_round": progress.done if last else progress.best_round,
+        "fingerprint": federation.fingerprint, "selected_round": round_num,
         "rounds": progress.done, "weights_sha256": fingerprint(weights), "last_weights_sha256": fingerprint(progress.weights),
         "duration_s": round(duration_s, 1),
     }

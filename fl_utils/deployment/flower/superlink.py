@@ -4,7 +4,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,16 +21,14 @@ from flwr.proto.control_pb2_grpc import ControlStub
 from flwr.proto.run_pb2 import UpdateRunStatusRequest
 from flwr.server.grid.grpc_grid import GrpcGrid
 
+from fl_utils.children import free_addresses, owned_python
 from fl_utils.deployment.flower import credentials
 from fl_utils.deployment.flower.settings import Federation, FederationError
 
 LOG = "superlink.log"
 _APP = Path(__file__).with_name("app")
 _START_S = 60.0
-# The child ends with this process, however this one ends.
-_COMMAND = (
-    "import sys; from fl_utils.children import end_with_parent\n"
-    "if not end_with_parent(int(sys.argv.pop(1))): sys.exit(1)\n"
+_PROGRAM = (
     # Flower loads these where they are installed, for what a SuperLink does not do: 5 seconds and 400 MB.
     "sys.modules |= {'ray': None, 'tensorflow': None}\n"
     "from flwr.server.app import run_superlink; run_superlink()"
@@ -52,7 +49,7 @@ def superlink(federation: Federation, folder: Path) -> Iterator[tuple[str, str]]
     Raises:
       FederationError: it does not start; the text has its last words.
     """
-    control, inner = (f"127.0.0.1:{port}" for port in _free_ports(2))
+    control, inner = free_addresses(2)
     _refuse_taken(federation)
     secured = [
         "--ssl-ca-certfile", folder / "ca.crt", "--ssl-certfile", folder / "server.crt", "--ssl-keyfile", folder / "server.key",
@@ -65,7 +62,7 @@ def superlink(federation: Federation, folder: Path) -> Iterator[tuple[str, str]]
     environment = os.environ | {"FLWR_HOME": str(folder / "flower"), "FLWR_LOG_LEVEL": "WARNING"}
     with (folder / LOG).open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", _COMMAND, str(os.getpid()), *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=log,
+            [*owned_python(_PROGRAM), *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=log,
             stderr=subprocess.STDOUT, env=environment, start_new_session=True,
         )
     try:
@@ -106,7 +103,7 @@ def running(federation: Federation, folder: Path, control: str, inner: str) -> I
     grid = GrpcGrid(serverappio_service_address=inner)
     heartbeat = None
     try:
-        api = grid._stub  # noqa: SLF001: as Flower's own server program does
+        api = grid._stub  # noqa: SLF001 (as Flower's own server program does)
         token = api.RequestToken(RequestTokenRequest(run_id=run_id)).token
         api.PullAppInputs(PullAppInputsRequest(token=token))
         _tell(api, run_id, RunStatus(Status.RUNNING, "", ""))
@@ -123,14 +120,6 @@ def running(federation: Federation, folder: Path, control: str, inner: str) -> I
 
 def _tell(api, run_id: int, status: RunStatus) -> None:
     api.UpdateRunStatus(UpdateRunStatusRequest(run_id=run_id, run_status=run_status_to_proto(status)))
-
-
-def _free_ports(number: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def _refuse_taken(federation: Federation) -> None:

@@ -4,20 +4,19 @@ import dataclasses
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from fl_utils.deployment.flower.hospital_data import Part, load_hospital
-from fl_utils.deployment.flower.settings import Federation
+from fl_utils.config import ExperimentConfig
+from fl_utils.deployment.hospital_data import Part, load_hospital
 from fl_utils.learning.client_updates import hospital_update
 from fl_utils.learning.configured import local_settings, new_classifier
 from fl_utils.learning.local import LocalTrainer, make_predictor
 from fl_utils.learning.private import PatientPrivacy, PrivateTrainer
-from fl_utils.trust.budget import PrivacyBudget
 from fl_utils.trust.terms import PrivacyTerms
 
-BUDGET = "privacy_budget.json"
 PARTS = ("validation", "test")
 
 
@@ -40,31 +39,46 @@ class Update:
 NoisePlan = tuple[float, float, int]
 
 
+class Agreed(Protocol):
+    """What a hospital must know of what was agreed on: a Flower federation, a training plan."""
+
+    config: ExperimentConfig
+    class_names: tuple[str, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...
+
+
+class Budget(Protocol):
+    """What a hospital asks before it trains with differential privacy; it refuses with an error."""
+
+    def charge(self, noise_multiplier: float, terms: PrivacyTerms) -> float: ...
+
+
 class Hospital:
-    """One hospital: its images, its model in memory, its privacy budget on disk.
+    """One hospital: its images, its model in memory, its privacy budget.
 
     The model and its compiled step stay from round to round.
 
     Args:
-      federation: what was agreed on.
+      agreed: on what the federation agreed.
       number: which hospital this is, from 0.
-      folder: of this hospital; holds the privacy budget.
       data: folder of its images (`hospital_data`).
+      budget: of its patients; needed where the training has differential privacy, and not used elsewhere.
     Raises:
       DataError: the images cannot be used.
-      ValueError: the privacy budget's file is not one.
     """
 
-    def __init__(self, federation: Federation, number: int, folder: Path, data: Path):
-        self.federation, self.number, self._folder = federation, number, Path(folder)
-        config = federation.config
-        parts = load_hospital(data, class_names=federation.class_names, image_size_px=config.image_size_px)
+    def __init__(self, agreed: Agreed, number: int, data: Path, *, budget: Budget | None = None):
+        self.agreed, self.number = agreed, number
+        config = agreed.config
+        parts = load_hospital(data, class_names=agreed.class_names, image_size_px=config.image_size_px)
         self._train, self._judged = parts["train"], {name: parts[name] for name in PARTS}
         self._images, self._labels = tf.constant(self._train.images), tf.constant(self._train.labels, tf.int32)
-        self._model = new_classifier(config, federation.image_shape, len(federation.class_names))
+        self._model = new_classifier(config, agreed.image_shape, len(agreed.class_names))
         self._predict = make_predictor(self._model)
         self._trainer, self._noise = None, None
-        self._budget = self._open_budget() if config.privacy_unit else None
+        self._budget = budget if config.privacy_unit else None
 
     @property
     def num_patients(self) -> int:
@@ -72,9 +86,9 @@ class Hospital:
 
     def introduction(self) -> dict:
         """What the server is told at the start: how many images of each class, and how many patients. No more."""
-        counts = np.bincount(self._train.labels, minlength=len(self.federation.class_names))
+        counts = np.bincount(self._train.labels, minlength=len(self.agreed.class_names))
         return {
-            "hospital": self.number, "fingerprint": self.federation.fingerprint, "num_examples": len(self._train.labels),
+            "hospital": self.number, "num_examples": len(self._train.labels),
             "class_counts": counts.tolist(), "num_patients": self.num_patients,
         }
 
@@ -89,11 +103,10 @@ class Hospital:
           round_num: from 1.
           noise: for differential privacy.
         Raises:
-          PrivacyBudgetExceeded: the round would overspend; nothing was computed.
           ValueError: noise was not planned, or planned where the hospital has no budget.
-          OSError: the budget cannot be written; nothing was computed.
+          What the budget raises where the round would overspend, or cannot be written; nothing was computed.
         """
-        config = self.federation.config
+        config = self.agreed.config
         self._prepare(noise)
         seed, labels = config.seed, self._labels
         if noise is not None:
@@ -125,7 +138,7 @@ class Hospital:
         return sums
 
     def _sums(self, part: Part) -> dict:
-        probabilities, number = self._predict(part.images), len(self.federation.class_names)
+        probabilities, number = self._predict(part.images), len(self.agreed.class_names)
         predicted = probabilities.argmax(axis=1)
         confusion = np.bincount(part.labels * number + predicted, minlength=number * number)
         true_class = np.clip(probabilities[np.arange(len(part.labels)), part.labels].astype(np.float64), 1e-7, 1.0)
@@ -136,15 +149,9 @@ class Hospital:
             raise ValueError("The server's plan and this hospital's differ about differential privacy.")
         if self._trainer is not None and noise == self._noise:
             return
-        settings, config = local_settings(self.federation.config), self.federation.config
+        settings, config = local_settings(self.agreed.config), self.agreed.config
         self._noise = noise
         if noise is None:
             self._trainer = LocalTrainer(self._model, settings)
         else:
             self._trainer = PrivateTrainer(self._model, settings, privacy=PatientPrivacy(config.clipping_norm, *noise))
-
-    def _open_budget(self) -> PrivacyBudget:
-        path, config = self._folder / BUDGET, self.federation.config
-        if path.exists():
-            return PrivacyBudget.load(path)
-        return PrivacyBudget(unit="patient", epsilon=config.epsilon, delta=config.delta, path=path)

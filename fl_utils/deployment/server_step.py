@@ -87,3 +87,15 @@ class ServerStep:
 def _unflat(row: np.ndarray, like: Sequence[np.ndarray]) -> list[np.ndarray]:
     ends = np.cumsum([part.size for part in like])
     return [piece.reshape(part.shape) for piece, part in zip(np.split(row, ends[:-1]), like, strict=True)]
+
+
+def misfit(arrays: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> str | None:
+    """What is wrong with arrays that should be like the expected ones; None where nothing is."""
+    if len(arrays) != len(expected):
+        return f"{len(arrays)} arrays were sent, the model has {len(expected)}"
+    for number, (array, wanted) in enumerate(zip(arrays, expected, strict=True)):
+        if array.shape != wanted.shape or array.dtype != wanted.dtype:
+            return f"array {number} is {array.dtype} {array.shape}, the model's is {wanted.dtype} {wanted.shape}"
+        if not np.isfinite(array).all():
+            return f"array {number} of shape {array.shape} holds {np.count_nonzero(~np.isfinite(array))} numbers that are not finite"
+    return None
