@@ -61,10 +61,11 @@ def set_up(folder: Path, federation: Federation, *, hosts: Sequence[str] = ()) -
     dataset = as_taken(dataset, hospitals, config)
     new_federation(folder, federation, hosts=hosts)
     for number in range(config.num_clients):
-        _write_images(Path(folder) / f"hospital_{number}" / "data", dataset, hospitals, number)
+        write_images(Path(folder) / f"hospital_{number}" / "data", dataset, hospitals, number)
 
 
-def _write_images(folder: Path, dataset: ImageDataset, hospitals: Hospitals, number: int) -> None:
+def write_images(folder: Path, dataset: ImageDataset, hospitals: Hospitals, number: int) -> None:
+    """A hospital's images, in the order in which the simulation takes them."""
     index = {part: getattr(hospitals, part)[number] for part in ("train", "validation", "test")}
     write_hospital(
         folder, {part: dataset.images[own] for part, own in index.items()},
@@ -99,7 +100,14 @@ def deployed_run(config: ExperimentConfig, *, experiment: str = DEPLOYMENT, prog
         shutil.rmtree(folder, ignore_errors=True)
         set_up(folder, federation_of(config, address=free_addresses(1)[0]))
     run_federation(folder, progress=progress)
-    record = _write_record(config, dataset, folder / "server", root)
+    facts = json.loads((folder / "server" / "model.json").read_text())
+    record = write_deployed_record(
+        config, dataset, folder / "server", root, selected_round=facts["selected_round"], duration_s=facts["duration_s"],
+        facts={
+            "flwr": importlib.metadata.version("flwr"),
+            "deployed": "one process a hospital and one for the server, on one machine, TLS on loopback",
+        },
+    )
     shutil.rmtree(folder, ignore_errors=True)  # keys and images have no business there any more
     return record
 
@@ -123,12 +131,22 @@ def quiet() -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 
-def _write_record(config: ExperimentConfig, dataset: ImageDataset, folder: Path, root: Path) -> RunRecord:
+def write_deployed_record(
+    config: ExperimentConfig, dataset: ImageDataset, folder: Path, root: Path, *, selected_round: int, duration_s: float, facts: dict
+) -> RunRecord:
+    """The record of a training by real processes, as `run.run` writes that of a simulated one.
+
+    Args:
+      config, dataset: of the run.
+      folder: with model.npz, the selected round's weights, and metrics.csv.
+      root: where the record belongs.
+      selected_round, duration_s, facts: for its environment.json.
+    """
     from fl_utils.experiments.training import views_of  # load TensorFlow
     from fl_utils.learning.configured import new_classifier
     from fl_utils.learning.rounds import Judge, TrainingResult
 
-    facts, rows = json.loads((folder / "model.json").read_text()), pd.read_csv(folder / "metrics.csv", dtype={"client": str})
+    rows = pd.read_csv(folder / "metrics.csv", dtype={"client": str})
     with np.load(folder / "model.npz") as arrays:
         weights = [arrays[name] for name in arrays.files]
     hospitals = share_out(dataset, config)
@@ -137,14 +155,10 @@ def _write_record(config: ExperimentConfig, dataset: ImageDataset, folder: Path,
         new_classifier(config, dataset.images.shape[1:], dataset.num_classes), dataset.images, dataset.labels,
         views_of(hospitals, "all", config),
     )
-    result = TrainingResult(rows, facts["selected_round"], weights)
+    result = TrainingResult(rows, selected_round, weights)
     trained = judged(config, dataset, hospitals, [("all", result, judge.predict(weights))])
     final = pd.DataFrame(trained.final_rows, columns=records.METRIC_COLUMNS)
     return records.write_record(
         root, config, fingerprint=data_of(config).fingerprint, metrics=pd.concat([rows, final], ignore_index=True),
-        predictions=trained.predictions, duration_s=facts["duration_s"],
-        facts=trained.facts | {
-            "selected_round": {"all": facts["selected_round"]}, "flwr": importlib.metadata.version("flwr"),
-            "deployed": "one process a hospital and one for the server, on one machine, TLS on loopback",
-        },
+        predictions=trained.predictions, duration_s=duration_s, facts=trained.facts | {"selected_round": {"all": selected_round}} | facts,
     )

@@ -1,0 +1,321 @@
+"""What NVFlare builds in a hospital: the rules at the door, the training of an approved plan, the rule at the exit.
+
+Each of them reads the hospital's own store and the consortium's authority; nothing that was submitted is believed, and no
+argument is taken from a job. `SubmissionRules` works in the site's own process, the others in the process of a job.
+"""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from nvflare.apis.app_validation import AppValidator
+from nvflare.apis.dxo import DXO, DataKind, MetaKey, from_shareable
+from nvflare.apis.event_type import EventType
+from nvflare.apis.executor import Executor
+from nvflare.apis.filter import Filter
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.apis.signal import Signal
+from nvflare.app_common.app_constant import AppConstants
+
+from fl_utils.deployment.nvflare import rules
+from fl_utils.deployment.nvflare.identity import read_revocations
+from fl_utils.deployment.nvflare.jobs import ASKED, CARDS, TRAIN, check_job, is_cards_question, read_cards_question
+from fl_utils.deployment.nvflare.plan import SignedPlan, read_signed
+from fl_utils.deployment.nvflare.settings import DATA, MODELS, REVOKED, RuleBroken
+from fl_utils.deployment.nvflare.store import Store
+from fl_utils.files import write_atomically
+
+#: Of an answer, beside the weights: DXO's name -> name of `settings.OUTPUTS`.
+LOSS, JUDGED = "loss", "judged"
+REASON = "reason"
+
+
+class Site:
+    """A hospital's folder, as its rules see it.
+
+    Args:
+      folder: NVFlare's workspace of the hospital.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.store = Path(folder), Store(folder)
+        self.authority = (self.folder / "startup" / "rootCA.pem").read_bytes()
+        self.name = json.loads((self.folder / "startup" / "fed_client.json").read_text())["client"]["fqsn"]
+
+    def revoked(self) -> frozenset[str]:
+        """Serials of revoked certificates; the list may have changed since the last look, never to an older one."""
+        number, serials = read_revocations(self.folder / REVOKED, self.authority)
+        newest = self.store.newest_revocations(number)
+        if number < newest:
+            raise RuleBroken("revoked", f"{REVOKED} is list {number}, and list {newest} was seen here before; get the newest from the project admin.")
+        return serials
+
+
+class SubmissionRules(AppValidator):
+    """Decides on every app that the server sends to this hospital, before it is unpacked for a run."""
+
+    def validate(self, app_folder: str) -> tuple[str, dict]:
+        """See `nvflare.apis.app_validation.AppValidator`: ("", {}) lets it in, a text refuses it."""
+        site, who = Site(Path.cwd()), {}
+        try:
+            content = _asked(Path(app_folder) / "config")
+            if is_cards_question(content):
+                person = read_cards_question(content, site.authority)
+                who = {"person": person.name, "role": person.role}
+                check_job(Path(app_folder), content, site.authority)
+                rules.check_person(site.store, person, hospital=site.name, revoked_serials=site.revoked())
+                site.store.log.write("cards asked for", **who)
+                return "", {}
+            signed = read_signed(content, site.authority)
+            who = {"person": signed.person.name, "role": signed.person.role, "plan": signed.plan.hash}
+            check_job(Path(app_folder), content, site.authority)
+            try:
+                rules.check_submission(site.store, signed, hospital=site.name, authority=site.authority, revoked_serials=site.revoked())
+            except RuleBroken as error:
+                if error.rule == "plan" and site.store.request(signed.plan.hash, signed.person.name) is None:
+                    site.store.file_request(signed)
+                raise
+            site.store.log.write("submission accepted", **who)
+            return "", {}
+        except RuleBroken as error:
+            site.store.log.write("refused", rule=error.rule, reason=str(error), **who)
+            return str(error), {}
+        except Exception as error:  # whatever it is, it must not let a job in
+            site.store.log.write("refused", rule="job", reason=f"{type(error).__name__}: {error}", **who)
+            return f"Rule 'job': it cannot be read ({type(error).__name__}).", {}
+
+
+class _OfJob:
+    """What the parts in the process of a job share: where the site is, and what was asked."""
+
+    def site(self, fl_ctx: FLContext) -> Site:
+        if not hasattr(self, "_site"):
+            self._site = Site(Path(fl_ctx.get_engine().get_workspace().get_root_dir()))
+        return self._site
+
+    def content(self, fl_ctx: FLContext) -> bytes:
+        return _asked(Path(fl_ctx.get_engine().get_workspace().get_app_config_dir(fl_ctx.get_job_id())))
+
+    def signed(self, fl_ctx: FLContext) -> SignedPlan:
+        if not hasattr(self, "_signed"):
+            self._signed = read_signed(self.content(fl_ctx), self.site(fl_ctx).authority)
+        return self._signed
+
+
+class CardsExecutor(_OfJob, Executor):
+    """Answers with the cards that the asking person's role may see."""
+
+    def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        site = self.site(fl_ctx)
+        try:
+            person = read_cards_question(self.content(fl_ctx), site.authority)
+            cards = [one.card for one in site.store.datasets() if site.store.may(one.name, person.role, "see")]
+        except RuleBroken as error:
+            return _refusal(error)
+        site.store.log.write("cards given", person=person.name, cards=[card["name"] for card in cards])
+        answer = Shareable()
+        answer[CARDS] = json.dumps(cards)
+        return answer
+
+
+class PlanExecutor(_OfJob, Executor):
+    """Trains an approved plan on the hospital's images, a round at a time, as long as every rule holds."""
+
+    def __init__(self):
+        super().__init__()
+        self._hospital = None
+        self._ended = False
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        if event_type in (EventType.END_RUN, EventType.ABORT_TASK) and self._hospital is not None and not self._ended:
+            self._end(fl_ctx, "ended early")
+
+    def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        site, who = self.site(fl_ctx), {"run": fl_ctx.get_job_id()}
+        round_num = shareable.get_header(AppConstants.CURRENT_ROUND)
+        try:
+            signed = self.signed(fl_ctx)
+            who |= {"person": signed.person.name, "plan": signed.plan.hash, "round": round_num}
+            rules.check_still(site.store, signed.person, signed.plan, hospital=site.name, revoked_serials=site.revoked())
+            if self._hospital is None:
+                self._begin(site, signed, fl_ctx)
+            shapes = weight_shapes(signed.plan)  # an encrypted model comes flat
+            weights = [np.asarray(value, np.float32).reshape(shape) for value, shape in zip(_arrays(shareable), shapes, strict=True)]
+            return self._train(site, signed, weights, round_num, fl_ctx) if task_name == TRAIN else self._finish(site, signed, weights, fl_ctx)
+        except RuleBroken as error:
+            site.store.log.write("refused", rule=error.rule, reason=str(error), **who)
+            return _refusal(error)
+        except Exception as error:
+            # Only the kind of error leaves; its text may quote what must not.
+            site.store.log.write("failed", reason=f"{type(error).__name__}: {error}", **who)
+            return make_reply(ReturnCode.EXECUTION_EXCEPTION, {REASON: f"the hospital failed: {type(error).__name__}"})
+
+    def _begin(self, site: Site, signed: SignedPlan, fl_ctx: FLContext) -> None:
+        from fl_utils.deployment.hospital import Hospital  # loads TensorFlow
+
+        plan = signed.plan
+        site.store.start_run(fl_ctx.get_job_id(), plan.hash, signed.person.name)
+        self._charges = _Charges(site.store, plan.config.dataset, fl_ctx.get_job_id()) if plan.noise else None
+        self._hospital = Hospital(plan, plan.hospitals.index(site.name), site.folder / DATA / plan.config.dataset, budget=self._charges)
+
+    def _train(self, site: Site, signed: SignedPlan, weights: list[np.ndarray], round_num: int, fl_ctx: FLContext) -> Shareable:
+        plan, noise = signed.plan, None
+        if plan.noise is not None:
+            noise = (plan.noise.noise_multiplier, plan.noise.sampling_rate, plan.noise.steps)
+            self._charges.round_num = round_num
+        judged = self._hospital.judge(weights)
+        began = time.perf_counter()
+        update = self._hospital.train(weights, np.array(plan.class_weights, np.float32), round_num, noise)
+        meta = {MetaKey.NUM_STEPS_CURRENT_ROUND: update.num_examples, "work_s": round(time.perf_counter() - began, 3)}
+        if "training_loss" in plan.outputs:
+            meta[LOSS] = update.loss
+        if "score_counts" in plan.outputs:
+            meta[JUDGED] = json.dumps(judged)
+        number, head = site.store.log.head()
+        meta["log_head"] = f"{number}:{head}"
+        return DXO(DataKind.WEIGHT_DIFF, data={f"w{n}": -part for n, part in enumerate(update.delta)}, meta=meta).to_shareable()
+
+    def _finish(self, site: Site, signed: SignedPlan, weights: list[np.ndarray], fl_ctx: FLContext) -> Shareable:
+        path = site.folder / MODELS / f"{signed.plan.hash[:12]}.npz"
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, lambda file: np.savez(file, *weights))
+        judged = self._hospital.judge(weights)
+        self._end(fl_ctx, "finished")
+        number, head = site.store.log.head()
+        answer = Shareable()
+        if "score_counts" in signed.plan.outputs:
+            answer[JUDGED] = json.dumps(judged)
+        answer["log_head"] = f"{number}:{head}"
+        return answer
+
+    def _end(self, fl_ctx: FLContext, state: str) -> None:
+        self._ended = True
+        self.site(fl_ctx).store.end_run(fl_ctx.get_job_id(), state)
+
+
+class _Charges:
+    """A run's way to the data set's budget, as `Hospital` asks for it: every charge is on disk before it trains."""
+
+    def __init__(self, store: Store, dataset: str, run: str):
+        self._store, self._dataset, self._run, self.round_num = store, dataset, run, 0
+
+    def charge(self, noise_multiplier: float, terms) -> float:
+        return self._store.charge(self._dataset, self._run, self.round_num, noise_multiplier, terms)
+
+
+class OutputRule(_OfJob, Filter):
+    """The last thing before the line: lets through what the owner allows, exactly so large as it must be, and logs its bytes."""
+
+    def process(self, shareable: Shareable, fl_ctx: FLContext) -> Shareable:
+        site = self.site(fl_ctx)
+        try:
+            if shareable.get_return_code() not in (None, ReturnCode.OK):
+                return make_reply(shareable.get_return_code(), {REASON: str(shareable.get_header(REASON, ""))[:500]})
+            if CARDS in shareable:
+                return _only(shareable, CARDS)
+            outputs = self._allowed(site, fl_ctx)
+            kept, size, digest = self._checked(shareable, outputs, fl_ctx)
+        except RuleBroken as error:
+            site.store.log.write("refused", rule=error.rule, reason=str(error), run=fl_ctx.get_job_id())
+            return _refusal(error)
+        site.store.log.write("sent", run=fl_ctx.get_job_id(), plan=self.signed(fl_ctx).plan.hash, bytes=size, sha256=digest)
+        return kept
+
+    def _allowed(self, site: Site, fl_ctx: FLContext) -> set[str]:
+        plan = self.signed(fl_ctx).plan
+        found = site.store.dataset(plan.config.dataset)
+        return set(plan.outputs) & set(found.outputs if found else ())
+
+    def _checked(self, shareable: Shareable, outputs: set[str], fl_ctx: FLContext) -> tuple[Shareable, int, str]:
+        if JUDGED in shareable or "log_head" in shareable:  # the answer to FINISH
+            _judged_fits(shareable.get(JUDGED), outputs, len(self.signed(fl_ctx).plan.class_names))
+            kept = _only(shareable, JUDGED, "log_head")
+            content = json.dumps({key: kept[key] for key in sorted(kept) if key in (JUDGED, "log_head")}).encode()
+            return kept, len(content), hashlib.sha256(content).hexdigest()
+        dxo, plan = from_shareable(shareable), self.signed(fl_ctx).plan
+        shapes = weight_shapes(plan)
+        if dxo.data_kind != DataKind.WEIGHT_DIFF or "model_update" not in outputs:
+            raise RuleBroken("outputs", f"a {dxo.data_kind} may not leave; the owner allows {', '.join(sorted(outputs)) or 'nothing'}.")
+        if list(dxo.data) != [f"w{n}" for n in range(len(shapes))]:
+            raise RuleBroken("outputs", f"the update has the parts {', '.join(map(str, dxo.data))[:200]}; the model has {len(shapes)} weights.")
+        for (name, value), shape in zip(dxo.data.items(), shapes, strict=True):
+            if not isinstance(value, np.ndarray) or value.shape != shape or value.dtype != np.float32 or not np.isfinite(value).all():
+                raise RuleBroken("outputs", f"{name} is no finite float32 array of shape {shape}, which the model's weight is.")
+        known = {MetaKey.NUM_STEPS_CURRENT_ROUND: "num_examples", LOSS: "training_loss", JUDGED: "score_counts", "work_s": None, "log_head": None}
+        for name, value in dxo.meta.items():
+            if name not in known or (known[name] is not None and known[name] not in outputs):
+                raise RuleBroken("outputs", f"{name} may not leave; the owner allows {', '.join(sorted(outputs))}.")
+            if name != JUDGED and len(str(value)) > 90:
+                raise RuleBroken("outputs", f"{name} is too long for what it should be.")
+        _judged_fits(dxo.meta.get(JUDGED), outputs, len(plan.class_names))
+        digest = hashlib.sha256()
+        for value in dxo.data.values():
+            digest.update(np.ascontiguousarray(value).tobytes())
+        meta = json.dumps(dxo.meta, sort_keys=True, default=str).encode()
+        digest.update(meta)
+        return shareable, sum(value.nbytes for value in dxo.data.values()) + len(meta), digest.hexdigest()
+
+
+def weight_shapes(plan) -> list[tuple[int, ...]]:
+    """Shapes of the weights that travel."""
+    return [weight.shape for weight in initial_weights(plan)]
+
+
+def initial_weights(plan) -> list[np.ndarray]:
+    """The weights with which a plan begins, float32; loads TensorFlow."""
+    key = plan.hash
+    if key not in _INITIAL:
+        from fl_utils.learning.configured import local_settings, new_classifier
+        from fl_utils.learning.local import travelling_weights
+
+        model = new_classifier(plan.config, plan.image_shape, len(plan.class_names))
+        _INITIAL[key] = [weight.numpy() for weight in travelling_weights(model, local_settings(plan.config))]
+    return _INITIAL[key]
+
+
+_INITIAL: dict[str, list[np.ndarray]] = {}
+
+
+def _judged_fits(text, outputs: set[str], num_classes: int) -> None:
+    from fl_utils.deployment.tally import read_judged
+
+    if text is None:
+        return
+    if "score_counts" not in outputs:
+        raise RuleBroken("outputs", "score_counts may not leave.")
+    try:
+        read_judged(text, num_classes)
+        names = set(json.loads(text))
+    except ValueError as error:
+        raise RuleBroken("outputs", f"the scores are not counts of classes: {error}.") from None
+    if names - {f"{part}_{what}" for part in ("validation", "test") for what in ("confusion", "loss")}:
+        raise RuleBroken("outputs", "the scores hold more than counts of classes.")
+
+
+def _arrays(shareable: Shareable) -> list:
+    data = from_shareable(shareable).data
+    return [data[f"w{n}"] for n in range(len(data))]
+
+
+def _asked(config: Path) -> bytes:
+    try:
+        return (config / ASKED).read_bytes()
+    except OSError:
+        raise RuleBroken("job", f"there is no {ASKED}: neither a plan nor a question. Submit with `fl-utils consortium train`.") from None
+
+
+def _refusal(error: RuleBroken) -> Shareable:
+    return make_reply(ReturnCode.EXECUTION_EXCEPTION, {REASON: str(error)})
+
+
+def _only(shareable: Shareable, *names: str) -> Shareable:
+    kept = Shareable()
+    for name in names:
+        if name in shareable:
+            kept[name] = shareable[name]
+    kept.set_return_code(ReturnCode.OK)
+    return kept
