@@ -3,4 +3,5 @@
 from fl_utils.deployment.nvflare.page.app import make_app
 from fl_utils.deployment.nvflare.page.serving import serve
 
-__all__ = ["make_app", "serve"]
+serve_page = serve  #: Its name outside of this package.
+__all__ = ["make_app", "serve", "serve_page"]

@@ -115,7 +115,7 @@ def budget_bar(found: DatasetRules, spent: float, asked: float | None = None, re
     after = spent if asked is None else max(asked, spent)
     pieces = [("spent", "Spent", 0.0, min(spent, target))]
     if asked is not None:
-        pieces.append(("asked", "This plan, all rounds", min(spent, target), min(after, target)))
+        pieces.append(("asked", "This plan, all rounds" if after <= target else "This plan, within the budget", min(spent, target), min(after, target)))
     pieces.append(("left", "Left" if asked is None else "Left after it", min(after, target), target))
     if after > target:
         pieces.append(("over", "Beyond the budget", target, after))
@@ -140,10 +140,11 @@ def runs_shown(store: Store, hash: str | None = None) -> list[dict]:
     shown = []
     for run in reversed(store.runs(hash)):
         answers = sent[run.run_id]
-        rounds = {entry["round"] for entry in answers if "round" in entry}
+        rounds = {entry["round"] for entry in answers if entry.get("round") is not None}
+        others = len(answers) - (run.state == "finished")  # the last answer of a training that finished is of no round
         shown.append({
             "run_id": run.run_id, "hash": run.hash, "person": run.person, "state": run.state, "started": run.started_utc,
-            "ended": run.ended_utc, "rounds": len(rounds) or run.facts.get("rounds", len(answers)),
+            "ended": run.ended_utc, "rounds": len(rounds) or run.facts.get("rounds", max(0, others)),
             "bytes": sum(entry.get("bytes", 0) for entry in answers),
         })
     return shown
