@@ -7,7 +7,7 @@ import sys
 import typer
 import typer.core
 
-from fl_utils import __version__, federation_cli
+from fl_utils import __version__, consortium_cli, federation_cli
 
 
 class _Commands(typer.core.TyperGroup):
@@ -28,6 +28,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="The data sets: list, fetch, verify, audit, show.")
 app.add_typer(data_app, name="data")
 federation_cli.register(app)
+consortium_cli.register(app)
 
 PROFILE = typer.Option("quick", help="smoke, quick (phantoms) or paper (real data).")
 

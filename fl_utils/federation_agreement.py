@@ -42,7 +42,7 @@ def distances(method: str) -> pd.DataFrame:
     """Runs the training in each way that there is for the method.
 
     Returns:
-      See `_table`.
+      See `distance_table`.
     """
     quiet()
     config = agreement_config(method)
@@ -51,26 +51,26 @@ def distances(method: str) -> pd.DataFrame:
         others["NumPy"] = by_numpy(config)
     if method in ("fedavg", "fedprox"):
         others["the same code in one process"] = in_one_process(config)
-    return _table(config, {f"Flower – {name}": (deployed, weights) for name, weights in others.items()})
+    return distance_table(config, {f"Flower – {name}": (deployed, weights) for name, weights in others.items()})
 
 
 def sensitivity(config: ExperimentConfig) -> pd.DataFrame:
     """The same for a training of a real model, beside what a change of its start in the seventh digit does to it.
 
     Returns:
-      See `_table`.
+      See `distance_table`.
     """
     quiet()
     deployed, alone = by_flower(config), in_one_process(config)
     signs = seeding.generator(config.seed, "moved_start")
     moved = [weight * (1 + 1e-7 * signs.choice([-1, 1], weight.shape)).astype(np.float32) for weight in _initial(config)]
-    return _table(config, {
+    return distance_table(config, {
         "Flower – the same code in one process": (deployed, alone), "Flower – TFF": (deployed, by_tff(config)),
         "start moved in the seventh digit – not moved": (in_one_process(config, moved), alone),
     })
 
 
-def _table(config: ExperimentConfig, pairs: Mapping[str, tuple[Weights, Weights]]) -> pd.DataFrame:
+def distance_table(config: ExperimentConfig, pairs: Mapping[str, tuple[Weights, Weights]]) -> pd.DataFrame:
     """A row a pair: dataset, method, model, pair, distance (largest over all weights), moved (of the first from the start),
     parameters, rounds."""
     start = _initial(config)

@@ -21,9 +21,9 @@ class GovernanceSettings:
     """How large notebook 09 is in a profile.
 
     Attributes:
-      dataset: with natural hospitals.
-      num_hospitals: how many it has.
-      seeds: of the governed runs.
+      dataset: whose images are dealt.
+      num_hospitals, partition: how.
+      seeds, private_seeds: of the governed runs without and with privacy.
       private: fields of the configuration with patient-level privacy.
       tuned: whether its rate is chosen by trials.
     """
@@ -31,18 +31,21 @@ class GovernanceSettings:
     dataset: str
     num_hospitals: int
     seeds: tuple[int, ...]
+    private_seeds: tuple[int, ...]
     private: dict
+    partition: str = "natural"
     tuned: bool = False
 
 
+#: delta is below 1 / patients of the largest hospital, else its store refuses the budget.
 _PRIVATE = {
-    "privacy_unit": "patient", "epsilon": 8.0, "clipping_norm": PATIENT_NORM, "delta": 1e-3, "model": "norm_cnn_group",
+    "privacy_unit": "patient", "epsilon": 8.0, "clipping_norm": PATIENT_NORM, "delta": 1e-4, "model": "norm_cnn_group",
     "client_batch_size": 64, "client_learning_rate": 0.3,
 }
 SETTINGS = {
-    "smoke": GovernanceSettings("phantom_chest", 4, (0, 1), _PRIVATE | {"client_batch_size": 8, "delta": 1e-2}),
-    "quick": GovernanceSettings("phantom_chest", 4, (0, 1), _PRIVATE | {"client_batch_size": 32}),
-    "paper": GovernanceSettings("xray_sites", 3, (0, 1, 2, 3, 4), _PRIVATE, tuned=True),
+    "smoke": GovernanceSettings("phantom_chest", 2, (0, 1), (0,), _PRIVATE | {"client_batch_size": 8, "delta": 5e-3}, partition="iid"),
+    "quick": GovernanceSettings("phantom_chest", 4, (0, 1), (0, 1), _PRIVATE | {"client_batch_size": 32, "delta": 1e-3}),
+    "paper": GovernanceSettings("xray_sites", 3, (0, 1, 2, 3, 4), (0, 1, 2, 3, 4), _PRIVATE, tuned=True),
 }
 #: Of the profiles on phantoms: images and rounds.
 _SIZES = {"smoke": {"num_images": 240, "total_rounds": 2, "image_size_px": 24}, "quick": {"num_images": 600, "total_rounds": 8, "image_size_px": 32}}
@@ -55,7 +58,7 @@ def simulated_configs(profile: str) -> list[ExperimentConfig]:
         wanted = ("centralized", "local", "fedavg")
         found = [config for config in configs_03(profile, "chest_xray", progress=False) if config.dataset == settings.dataset]
         return [config for config in found if config.method in wanted]
-    arms = [("centralized", "pooled", 1), ("local", "natural", settings.num_hospitals), ("fedavg", "natural", settings.num_hospitals)]
+    arms = [("centralized", "pooled", 1), ("local", settings.partition, settings.num_hospitals), ("fedavg", settings.partition, settings.num_hospitals)]
     return [
         _phantoms(profile, method=method, partition=partition, num_clients=clients, seed=seed, client_learning_rate=0.1)
         for seed in settings.seeds for method, partition, clients in arms
@@ -74,7 +77,7 @@ def private_config(profile: str, seed: int, **fields) -> ExperimentConfig:
         common = {"dataset": settings.dataset, "method": "fedavg", "partition": "natural", "num_clients": settings.num_hospitals, "seed": seed}
         return grid_config(profile, "chest_xray", **common, **settings.private | fields)
     return _phantoms(
-        profile, method="fedavg", partition="natural", num_clients=settings.num_hospitals, seed=seed, **settings.private | fields
+        profile, method="fedavg", partition=settings.partition, num_clients=settings.num_hospitals, seed=seed, **settings.private | fields
     )
 
 
@@ -96,7 +99,7 @@ def tuned_private(profile: str, progress: bool = False) -> tuple[dict, dict]:
 def private_configs(profile: str) -> list[ExperimentConfig]:
     """The plan with privacy, every seed."""
     chosen, _ = tuned_private(profile)
-    return [private_config(profile, seed, **chosen) for seed in SETTINGS[profile].seeds]
+    return [private_config(profile, seed, **chosen) for seed in SETTINGS[profile].private_seeds]
 
 
 def _phantoms(profile: str, **fields) -> ExperimentConfig:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from fl_utils.config import ExperimentConfig
-from fl_utils.experiments import explain_plan, grid, leakage, plans, poisoning_plan, privacy_plan, segment_plan
+from fl_utils.experiments import explain_plan, governance_plan, grid, leakage, plans, poisoning_plan, privacy_plan, segment_plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Stage:
 
 
 #: Notebooks that train beforehand; the others train nothing, or by themselves.
-NUMBERS = ("00", "01", "02", "03", "04", "05", "06", "07", "08")
+NUMBERS = ("00", "01", "02", "03", "04", "05", "06", "07", "08", "09")
 
 
 def datasets_of(number: str, profile: str) -> tuple[str, ...]:
@@ -40,6 +40,8 @@ def datasets_of(number: str, profile: str) -> tuple[str, ...]:
         return (poisoning_plan.SETTINGS[profile].dataset,)
     if number == "08":  # the simulation beside the real processes, which the notebook starts by itself
         return plans.datasets_of(profile)[:1]
+    if number == "09":
+        return (governance_plan.SETTINGS[profile].dataset,)
     return tuple(grid.GRIDS[profile].total_rounds) if number == "03" else plans.datasets_of(profile)
 
 
@@ -74,5 +76,10 @@ def stages(number: str, profile: str, dataset: str, progress: bool = True) -> It
         yield Stage(poisoning_plan.POISONING_TUNING, poisoning_plan.tuning_configs(profile), keep_diverged=True)
         facts = poisoning_plan.tuning_facts(profile)
         yield Stage(poisoning_plan.POISONING, poisoning_plan.configs_07(profile), facts=facts, keep_diverged=True)
+    elif number == "09":  # in profile "paper" what is not private is notebook 03's
+        yield Stage(governance_plan.PRIVATE_TUNING, governance_plan.tuning_configs(profile), keep_diverged=True)
+        simulated = [] if profile == "paper" else governance_plan.simulated_configs(profile)
+        facts = governance_plan.tuned_private(profile)[1]
+        yield Stage(governance_plan.PRIVATE, [*simulated, *governance_plan.private_configs(profile)], facts=lambda config: facts, keep_diverged=True)
     else:
         raise plans.ConfigError(f"Notebook {number!r} trains nothing beforehand; those that do are {', '.join(NUMBERS)}.")

@@ -6,6 +6,7 @@ from fl_utils.plotting.counts import class_counts, partition_heatmap, round_step
 from fl_utils.plotting.curves import learning_curves
 from fl_utils.plotting.explain import agreement_heatmap, sanity_lines, shortcut_dots
 from fl_utils.plotting.federation import interrupted_training, round_seconds
+from fl_utils.plotting.governance import budget_spent, rule_matrix
 from fl_utils.plotting.grid import grid_heatmap, norm_panel, order_check, rank_diagram
 from fl_utils.plotting.images import case_gallery, image_gallery
 from fl_utils.plotting.maps import map_gallery, map_view
@@ -37,6 +38,7 @@ __all__ = [
     "agreement_heatmap",
     "attack_curves",
     "attack_heatmap",
+    "budget_spent",
     "case_gallery",
     "class_counts",
     "confusion_matrices",
@@ -75,6 +77,7 @@ __all__ = [
     "reliability",
     "round_seconds",
     "round_steps",
+    "rule_matrix",
     "sanity_lines",
     "save_figure",
     "save_table",

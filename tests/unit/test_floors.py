@@ -12,7 +12,7 @@ FLOORS = {
     "data": 1, "models": 1,
     "explain": 2, "learning": 2, "trust": 2,
     "deployment": 3, "experiments": 3, "plotting": 3,
-    "cli": 4, "consortia": 4, "consortium_cli": 4, "doctor": 4, "federation_agreement": 4, "federation_cli": 4, "federation_studies": 4, "federations": 4, "interactive": 4, "map_viewer": 4, "readme": 4, "report": 4, "slice_viewer": 4,
+    "cli": 4, "consortia": 4, "consortium_cli": 4, "consortium_studies": 4, "doctor": 4, "federation_agreement": 4, "federation_cli": 4, "federation_studies": 4, "federations": 4, "interactive": 4, "map_viewer": 4, "readme": 4, "report": 4, "slice_viewer": 4,
 }  # fmt: skip
 TENSORFLOW = {"tensorflow", "keras", "tensorflow_federated", "tf_keras"}
 WITHOUT_TENSORFLOW = ("children", "config", "files", "paths", "platform_check", "records", "seeding", "statistics", "data", "plotting")

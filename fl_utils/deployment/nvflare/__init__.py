@@ -14,9 +14,9 @@ _PLACES = {
     "AuditLog": "audit", "read_log": "audit", "verify_log": "audit", "Store": "store",
     "TrainingPlan": "plan", "difference": "plan", "make_plan": "plan", "read_signed": "plan", "rendered": "plan", "sign_plan": "plan",
     "make_card": "card", "plan_of": "card", "write_mock": "card",
-    "add_person": "consortium", "authority_of": "consortium", "distribute_revocations": "consortium", "hospitals_in": "consortium",
+    "add_person": "consortium", "authority_of": "consortium", "default_people": "consortium", "distribute_revocations": "consortium", "hospitals_in": "consortium",
     "new_consortium": "consortium", "revoke": "consortium",
-    "Running": "processes", "down": "processes", "member_states": "processes", "Answer": "line", "Line": "line", "serve_page": "page",
+    "Running": "processes", "down": "processes", "member_states": "processes", "serve_member": "processes", "write_training_job": "jobs", "Answer": "line", "Line": "line", "serve_page": "page",
 }
 __all__ = sorted(_PLACES)
 

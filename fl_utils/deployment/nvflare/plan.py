@@ -16,7 +16,7 @@ from fl_utils.trust.terms import PrivacyTerms
 
 #: Methods whose hospitals keep nothing between rounds, and whose server adds nothing of its own.
 METHODS = ("fedavg", "fedprox")
-_USUAL = ("model_update", "num_examples", "training_loss", "score_counts")
+USUAL_OUTPUTS = ("model_update", "num_examples", "training_loss", "score_counts")
 
 
 class NoiseTerms(pydantic.BaseModel):
@@ -62,7 +62,7 @@ class TrainingPlan(pydantic.BaseModel):
     round_timeout_s: int = pydantic.Field(default=300, ge=1)
     noise: NoiseTerms | None = None
     encrypted: bool = False
-    outputs: tuple[str, ...] = _USUAL
+    outputs: tuple[str, ...] = USUAL_OUTPUTS
 
     @pydantic.model_validator(mode="after")
     def _fits_together(self):
