@@ -41,8 +41,8 @@ def results_table() -> str:
         f"{(compared['verdict'] == word).sum()} of {len(compared)} comparisons significantly {word} than FedAvg"
         for word in ("better", "worse")
     )
-    fourth, fifth, sixth, seventh, eighth = (
-        says(paths.results_root("paper")) for says in (_looks, _segments, _protects, _survives, _deploys)
+    fourth, fifth, sixth, seventh, eighth, ninth = (
+        says(paths.results_root("paper")) for says in (_looks, _segments, _protects, _survives, _deploys, _governs)
     )
     hours = training_hours()
     data = "brain MRI (4 classes), chest X-ray (pneumonia)"
@@ -72,6 +72,8 @@ def results_table() -> str:
          f"quick 4 min, paper {hours['07']:.1f} h (half with two processes)", seventh),
         ("[08](notebooks/08_real_federation.ipynb)", "Do four hospitals as real processes get what the simulation promised?",
          "brain MRI (4 classes)", f"quick 6 min, paper {hours['08']:.1f} h after 02", eighth),
+        ("[09](notebooks/09_hospitals_in_control.ipynb)", "Can hospitals stay in control of what is computed on their patients?",
+         "chest X-ray (pneumonia) from three sources", f"quick 15 min, paper {hours['09']:.1f} h after 03", ninth),
     ]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -167,14 +169,32 @@ def _deploys(root: Path) -> str:
     )
 
 
+def _governs(root: Path) -> str:
+    """Notebook 09 in a line: what was refused, the claims, the model beside the simulation's and with privacy."""
+    tables, figures = root / "tables", root / "figures"
+    refused, claims = pd.read_csv(figures / "fig09_rules.csv"), pd.read_csv(tables / "tab09_claims.csv")
+    means = pd.read_csv(figures / "fig09_headline.csv").set_index("label")
+    agreement = pd.read_csv(paths.results_root("phantoms") / "tables" / "tab09_agreement.csv")
+    plain = agreement[~agreement["pair"].str.contains("CKKS")]
+    said = "; ".join(f"approved plan, {row.claim}: {'yes' if row.holds else '**not shown**'}, {row.quantity} {row.value}" for row in claims.itertuples())
+    shown = {label: f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for label, row in means.iterrows()}
+    return (
+        f"{refused['tried'].nunique()} attempts refused by {refused['rule'].nunique()} rules; {said} (over test patients); approved plan "
+        f"{shown['FedAvg, approved plan (NVFlare)']}, simulated {shown['FedAvg, simulated (TFF)']}, with a patient-level budget "
+        f"{shown['Private FedAvg, approved plan']} (over seeds); weights after three rounds of small trainings within {plain['distance'].astype(float).max():.0e} "
+        "of TFF and NumPy"
+    )
+
+
 def training_hours() -> dict[str, float]:
     """How long the published runs of each notebook took, from their records; tuning is 02's."""
-    hours = dict.fromkeys(("00", "01", "02", "03", "04", "05", "06", "07", "08"), 0.0)
+    hours = dict.fromkeys(("00", "01", "02", "03", "04", "05", "06", "07", "08", "09"), 0.0)
     of_experiment = {
         "leakage": "00", "tuning": "02", "heterogeneity": "03", "heterogeneity_tuning": "03", "explain": "04",
         "segmentation": "05", "segmentation_tuning": "05",
         "privacy": "06", "privacy_tuning": "06", "privacy_shadows": "06",
         "poisoning": "07", "poisoning_tuning": "07", "deployment": "08",
+        "governance": "09", "governance_simulated": "09", "governance_tuning": "09",
     }
     roots = [paths.runs_root("paper") / experiment for experiment in ("classification", *of_experiment)]
     phantoms = [paths.runs_root("phantoms") / experiment for experiment in ("explain", "segmentation")]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fl_utils import seeding
-from fl_utils.config import ExperimentConfig
+from fl_utils.config import ConfigError, ExperimentConfig
 from fl_utils.data import phantoms
 from fl_utils.deployment.hospital_data import PARTS, load_hospital, write_hospital
 from fl_utils.deployment.nvflare.plan import USUAL_OUTPUTS, NoiseTerms, TrainingPlan, make_plan
@@ -47,14 +47,14 @@ def make_card(data: Path, *, name: str, title: str, class_names: Sequence[str], 
 def write_mock(card: dict, folder: Path, *, seed: int = 0, most: int = 200) -> Path:
     """A made-up data set of the card's shape, to develop on: phantoms under the card's class names, laid out as in a hospital.
 
-    Nothing of it comes from the hospital but the card: same classes, parts and size, and the same shares, of at most `most`
-    images. A model that was trained on it knows nothing of the real task.
+    Nothing of it comes from the hospital but the card: same classes, parts and size, and the same shares, of about `most`
+    images at most: no class of a part goes missing. A model that was trained on it knows nothing of the real task.
 
     Args:
       card: see `make_card`.
       folder: new.
       seed: of the drawing.
-      most: images in all.
+      most: images in all; numbers are rounded up, so there may be one more for each class of a part.
     """
     names = card["class_names"]
     counts = {(part, k): card["counts"][part][name] for part in PARTS for k, name in enumerate(names)}
@@ -102,7 +102,10 @@ def plan_of(cards: Mapping[str, dict], config: ExperimentConfig, *, title: str, 
     counts = np.sum([[card["counts"]["train"][name] for name in class_names] for card in cards.values()], axis=0)
     weights = weights_of_counts(counts, enabled=config.class_weighting)
     if config.privacy_unit:
-        noise = planned_noise(config, [card["patients"]["train"] for card in cards.values()])
+        try:
+            noise = planned_noise(config, [card["patients"]["train"] for card in cards.values()])
+        except ValueError as error:
+            raise ConfigError(f"No noise can be planned: {error}") from None
         fields["noise"] = NoiseTerms(noise_multiplier=noise.noise_multiplier, sampling_rate=noise.terms.rate, steps=noise.steps_per_round)
         fields.setdefault("outputs", tuple(name for name in USUAL_OUTPUTS if name != "training_loss"))  # a mean over patients without noise
     return make_plan(

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,10 @@ from nvflare.lighter.utils import Identity, generate_cert, generate_keys, serial
 
 from fl_utils.deployment.nvflare.identity import person_of, read_revocations, write_revocations
 from fl_utils.deployment.nvflare.settings import REVOKED, ROLES, ConsortiumError, RuleBroken, hospital_names, member_folder
+from fl_utils.files import write_atomically
 
 PROJECT = "consortium"
+_NAME = re.compile(r"[a-zA-Z0-9_][\w.+'-]*@[a-zA-Z0-9][\w.-]*", re.ASCII)
 _HERE = "fl_utils.deployment.nvflare"
 #: What a job may be made of; NVFlare builds no other class for it.
 ALLOWED = (
@@ -82,6 +85,8 @@ def _server_resources(default: dict) -> dict:
             one["args"]["uri_root"] = "/jobs"
         if one["id"] == "job_store":
             one |= store
+        if one["id"] == "process_launcher":
+            one["path"] = f"{_HERE}.launch.ServerLauncher"
         if one["id"] == "job_scheduler":
             one["args"] |= {"max_jobs": 1, "min_schedule_interval": 0.5, "max_schedule_interval": 2.0}
     keeper = {"path": "nvflare.app_common.state_persistors.storage_state_persistor.StorageStatePersistor", "args": {"uri_root": "/", "storage": store}}
@@ -90,6 +95,9 @@ def _server_resources(default: dict) -> dict:
 
 def _hospital_resources(default: dict) -> dict:
     components = [one for one in default["components"] if one["id"] not in ("site_log_streamer",)]
+    for one in components:
+        if one["id"] == "process_launcher":
+            one["path"] = f"{_HERE}.launch.ClientLauncher"
     return {"components": components, "app_validator": {"path": f"{_HERE}.site_parts.SubmissionRules", "args": {}}}
 
 
@@ -145,7 +153,7 @@ def add_person(folder: Path, name: str, role: str, *, days: float = 90) -> Path:
     folder = Path(folder)
     if role not in ROLES:
         raise ConsortiumError(f"The role is {role!r}; expected one of {', '.join(f'{key} ({word})' for key, word in ROLES.items())}.")
-    if "@" not in name or any(sign in name for sign in "/\\ ") or name.startswith(".") or len(name) > 64:
+    if not _NAME.fullmatch(name) or len(name) > 64:  # it is a folder's name too
         raise ConsortiumError(f"The person's name is {name!r}; expected one like researcher@university.org.")
     kit = member_folder(folder, name)
     if kit.exists():
@@ -159,10 +167,10 @@ def add_person(folder: Path, name: str, role: str, *, days: float = 90) -> Path:
     certificate = generate_cert(
         subject=Identity(name, name.split("@")[1], role), issuer=Identity(PROJECT),
         signing_pri_key=serialization.load_pem_private_key(_authority_key(folder), None), subject_pub_key=public,
-        not_valid_before=now - timedelta(minutes=5), not_valid_after=min(now + timedelta(days=days), authority.not_valid_after_utc),
+        not_valid_before=now - timedelta(minutes=5), not_valid_after=min(now + timedelta(days=min(days, 3650)), authority.not_valid_after_utc),
     )
-    for place in ("startup", "local", "transfer"):
-        (kit / place).mkdir(parents=True, mode=0o700)
+    for place in (kit.parent, kit, *(kit / part for part in ("startup", "local", "transfer"))):
+        place.mkdir(mode=0o700, exist_ok=True)
     (kit / "startup" / "client.crt").write_bytes(serialize_cert(certificate))
     with os.fdopen(os.open(kit / "startup" / "client.key", os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
         file.write(serialize_pri_key(key))
@@ -190,19 +198,22 @@ def revoke(folder: Path, name: str) -> None:
     """
     folder = Path(folder)
     path = member_folder(folder, name) / "startup" / "client.crt"
-    if not path.is_file():
+    if not _NAME.fullmatch(name) or not path.is_file():
         raise ConsortiumError(f"There is nobody called {name} in {folder}.")
     serial = f"{x509.load_pem_x509_certificate(path.read_bytes()).serial_number:x}"
     own = folder / "authority" / REVOKED
+    if not own.is_file():
+        raise ConsortiumError(f"{own} is missing, and who was revoked before would come back. Put it there again: members have copies.")
     number, serials = read_revocations(own, authority_of(folder))
-    write_revocations(own, [*serials, serial], number + 1, _authority_key(folder))
+    write_revocations(own, sorted({*serials, serial}), number + 1, _authority_key(folder))
     distribute_revocations(folder)
 
 
 def distribute_revocations(folder: Path) -> None:
     """Copies the list to the members that lie below this folder; others are sent the file."""
+    content = (Path(folder) / "authority" / REVOKED).read_bytes()
     for member in sorted(Path(folder).glob("*/startup")):
-        shutil.copyfile(Path(folder) / "authority" / REVOKED, member.parent / REVOKED)
+        write_atomically(member.parent / REVOKED, lambda file: file.write(content))  # it may be read this moment
 
 
 def authority_of(folder: Path) -> bytes:
@@ -259,12 +270,14 @@ def _place(root: Path, folder: Path) -> None:
         if kit != nobody:
             kit.rename(folder / kit.name)
             (folder / kit.name).chmod(0o700)
+            for secret in (folder / kit.name / "startup").glob("*.tenseal"):
+                secret.chmod(0o600)  # a hospital's holds the key of the encrypted sums
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConsortiumError(f"address is {address!r}; expected host:port, e.g. 127.0.0.1:8002.")
+    if not re.fullmatch(r"[\w.-]+", host) or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+        raise ConsortiumError(f"address is {address!r}; expected host:port, e.g. 127.0.0.1:8002; NVFlare's server takes no IPv6 address.")
     return host, int(port)
 
 

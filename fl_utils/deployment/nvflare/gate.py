@@ -10,6 +10,8 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from nvflare.fuel.hci.conn import Connection
+from nvflare.fuel.hci.proto import MetaKey, MetaStatusValue, ProtoKey, ReplyKeyword
+from nvflare.fuel.hci.server.authz import AuthzFilter
 from nvflare.fuel.hci.server.constants import ConnProps
 from nvflare.fuel.hci.server.login import LoginModule
 from nvflare.lighter.utils import load_crt_chain_bytes
@@ -17,7 +19,7 @@ from nvflare.private.fed.server import admin
 
 from fl_utils.deployment.nvflare.audit import AuditLog
 from fl_utils.deployment.nvflare.identity import person_of, read_revocations
-from fl_utils.deployment.nvflare.settings import AUDIT, REVOKED, RuleBroken
+from fl_utils.deployment.nvflare.settings import AUDIT, REVOKED, ROLES, RuleBroken
 
 #: Commands that a program sends by itself, too many for a log.
 _QUIET = ("_check_session", "check_status", "get_job_meta", "list_jobs", "_commands")
@@ -32,7 +34,7 @@ class Gate(LoginModule):
         super().__init__(session_mgr)
         self._authority = (self.folder / "startup" / "rootCA.pem").read_bytes()
         self._log = AuditLog(self.folder / AUDIT)
-        self._serials: dict[str, str] = {}
+        self._serials: dict[str, str] = {}  # of a session's token
         self._lock = threading.Lock()
 
     def handle_cert_login(self, conn: Connection, args: list[str]) -> None:
@@ -48,8 +50,12 @@ class Gate(LoginModule):
             conn.append_string(f"REJECT: AUTH_IDENTITY: the certificate cannot be read ({type(error).__name__})")
             return
         super().handle_cert_login(conn, args)
+        token = next((item[ProtoKey.DATA] for item in conn.buffer.data if item[ProtoKey.TYPE] == ProtoKey.TOKEN), None)
+        if token is None:  # a certificate is no secret; its key is
+            self._log.write("refused", rule="identity", reason=f"who came with the certificate of {person.name} did not prove it", command="login")
+            return
         with self._lock:
-            self._serials[person.name] = person.serial
+            self._serials[token] = person.serial
         self._log.write("signed in", person=person.name, role=person.role)
 
     def pre_command(self, conn: Connection, args: list[str]) -> bool:
@@ -60,7 +66,10 @@ class Gate(LoginModule):
             return True
         try:
             with self._lock:
-                serial = self._serials.get(name, "")
+                serial = self._serials.get(conn.get_token())
+            if serial is None:  # signed in before the server started anew: whose certificate it was is not known any more
+                conn.append_error(ReplyKeyword.SESSION_INACTIVE)
+                return False
             self._refuse_revoked(serial, name)
         except RuleBroken as error:
             self._log.write("refused", rule=error.rule, reason=str(error), person=name, command=args[0])
@@ -75,10 +84,23 @@ class Gate(LoginModule):
             raise RuleBroken("revoked", f"the certificate of {name} has been revoked.")
 
 
+class Roles(AuthzFilter):
+    """NVFlare's look at what a role may do, which logs its refusals."""
+
+    def pre_command(self, conn: Connection, args: list[str]) -> bool:
+        allowed = super().pre_command(conn, args)
+        if not allowed and conn.buffer.meta.get(MetaKey.STATUS) == MetaStatusValue.NOT_AUTHORIZED:
+            name, role = conn.get_prop(ConnProps.USER_NAME), conn.get_prop(ConnProps.USER_ROLE)
+            AuditLog(Gate.folder / AUDIT).write(
+                "refused", rule="role", reason=f"{name} is {ROLES.get(role, role)}, who may not do this.", person=name, role=role, command=args[0]
+            )
+        return allowed
+
+
 def install(folder: Path) -> None:
     """NVFlare's server of this process lets people in by this gate."""
     Gate.folder = Path(folder)
-    admin.LoginModule = Gate
+    admin.LoginModule, admin.AuthzFilter = Gate, Roles
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.x509.oid import NameOID
@@ -54,15 +54,13 @@ def person_of(certificate: bytes, authority: bytes, now: datetime | None = None)
     now = now or datetime.now(UTC)
     try:
         one, root = x509.load_pem_x509_certificate(certificate), x509.load_pem_x509_certificate(authority)
-    except ValueError as error:
+        name, role = _field(one, NameOID.COMMON_NAME), _field(one, NameOID.UNSTRUCTURED_NAME)  # parts are read when they are asked for
+    except (ValueError, x509.InvalidVersion) as error:
         raise RuleBroken("identity", f"there is no certificate ({error}). Take the one of the kit, startup/client.crt.") from None
     try:
         one.verify_directly_issued_by(root)
-    except (InvalidSignature, ValueError, TypeError):
-        raise RuleBroken(
-            "identity", f"the certificate of {_field(one, NameOID.COMMON_NAME) or 'nobody'} is not of this consortium's authority."
-        ) from None
-    name, role = _field(one, NameOID.COMMON_NAME), _field(one, NameOID.UNSTRUCTURED_NAME)
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
+        raise RuleBroken("identity", f"the certificate of {name or 'nobody'} is not of this consortium's authority.") from None
     if role not in ROLES:
         raise RuleBroken("identity", f"the certificate of {name} names the role {role!r}; expected one of {', '.join(ROLES)}.")
     if not one.not_valid_before_utc <= now <= one.not_valid_after_utc:

@@ -80,7 +80,8 @@ def check_job(app: Path, content: bytes, authority: bytes) -> None:
     configs = cards_configs() if is_cards_question(content) else training_configs(read_signed(content, authority).plan)
     expected = {f"config/{name}": _text(config) for name, config in configs.items()} | {f"config/{ASKED}": content}
     found = {
-        str(path.relative_to(app)): path for path in Path(app).rglob("*") if not path.is_dir() and path.name not in _NVFLARES
+        str(path.relative_to(app)): path for path in Path(app).rglob("*")
+        if (path.is_symlink() or not path.is_dir()) and path.name not in _NVFLARES
     }
     for name in sorted(set(found) | set(expected)):
         if name not in expected:

@@ -16,6 +16,7 @@ from pathlib import Path
 from nvflare.fuel.flare_api.api_spec import AuthenticationError, AuthorizationError, InternalError, NoConnection
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
+from fl_utils.deployment.nvflare.identity import person_of
 from fl_utils.deployment.nvflare.jobs import write_cards_job, write_training_job
 from fl_utils.deployment.nvflare.plan import TrainingPlan, read_signed
 from fl_utils.deployment.nvflare.settings import RULES, ConsortiumError, RuleBroken
@@ -61,7 +62,7 @@ class Line:
       kit: folder of the person: startup/, local/, transfer/.
       wait_s: how long to try.
     Raises:
-      RuleBroken: the server refuses this person.
+      RuleBroken: "identity", the certificate has ended; or the server refuses this person.
       ConsortiumError: the server cannot be reached, or does not take the certificate.
     """
 
@@ -74,6 +75,7 @@ class Line:
             self.authority = (self.kit / "startup" / "rootCA.pem").read_bytes()
         except (OSError, ValueError, KeyError) as error:
             raise ConsortiumError(f"{kit} is no person's folder ({error}). It is below people/ in the consortium's.") from None
+        person_of(self._certificate, self.authority)
         self._session: Session | None = None
 
     def __enter__(self):
@@ -206,7 +208,8 @@ def _rules_broken(answer: Answer) -> list[RuleBroken]:
 
 
 def _plain(text: str) -> str:
-    return text.split("': ", 1)[-1] if text.startswith("Rule '") else text
+    """A refusal without the rule's name, and without what NVFlare put before it."""
+    return _RULE.split(text)[-1]
 
 
 @contextlib.contextmanager

@@ -5,9 +5,12 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 from typing import Literal
 
 import pydantic
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from fl_utils.config import ConfigError, ExperimentConfig
 from fl_utils.deployment.nvflare.identity import Person, is_signed, person_of, sign
@@ -17,6 +20,10 @@ from fl_utils.trust.terms import PrivacyTerms
 #: Methods whose hospitals keep nothing between rounds, and whose server adds nothing of its own.
 METHODS = ("fedavg", "fedprox")
 USUAL_OUTPUTS = ("model_update", "num_examples", "training_loss", "score_counts")
+#: Letters that are drawn as nothing, and yet count as letters.
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0"
+#: An epsilon from which on it does not matter by how much.
+_FAR = 30.0
 
 
 class NoiseTerms(pydantic.BaseModel):
@@ -29,7 +36,7 @@ class NoiseTerms(pydantic.BaseModel):
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-    noise_multiplier: float = pydantic.Field(gt=0, allow_inf_nan=False)
+    noise_multiplier: float = pydantic.Field(ge=0.01, le=1000)  # where epsilon can be worked out in seconds
     sampling_rate: float = pydantic.Field(gt=0, le=1)
     steps: int = pydantic.Field(ge=1)
 
@@ -76,8 +83,12 @@ class TrainingPlan(pydantic.BaseModel):
             raise ValueError("clients_per_round is set; all hospitals of a plan take part in each round")
         if config.privacy_unit == "hospital" or (config.privacy_unit is None) != (self.noise is None):
             raise ValueError("noise and privacy_unit do not fit: expected 'patient' with noise, or neither")
-        if len(self.class_weights) != len(self.class_names) or min(self.class_weights) < 0:
+        if len(self.class_weights) != len(self.class_names) or not all(0 <= weight < math.inf for weight in self.class_weights):
             raise ValueError(f"class_weights are {self.class_weights}; expected a number of at least 0 for each of {len(self.class_names)} classes")
+        if len(set(self.class_names)) != len(self.class_names) or not all(map(_can_be_listed, (*self.hospitals, *self.class_names))):
+            raise ValueError(f"hospitals are {self.hospitals}, class_names {self.class_names}; expected different words, without commas")
+        if self.noise is not None and self.noise.steps * config.total_rounds > 1_000_000:
+            raise ValueError(f"{config.total_rounds} rounds of {self.noise.steps} steps with noise; expected at most 1000000 steps in all")
         if self.min_hospitals > len(self.hospitals):
             raise ValueError(f"min_hospitals is {self.min_hospitals} of {len(self.hospitals)} hospitals")
         unknown = set(self.outputs) - set(OUTPUTS)
@@ -145,11 +156,7 @@ def sign_plan(plan: TrainingPlan, key: bytes, certificate: bytes) -> bytes:
       key: PEM bytes of the person's private key (startup/client.key).
       certificate: PEM bytes of the person's certificate (startup/client.crt).
     """
-    body = {
-        "plan": plan.model_dump(mode="json"), "certificate": certificate.decode(),
-        "signature": base64.b64encode(sign(canonical(plan), key)).decode(),
-    }
-    return (json.dumps(body, indent=2) + "\n").encode()
+    return _file(plan, certificate, sign(canonical(plan), key))
 
 
 def read_signed(content: bytes, authority: bytes, now=None) -> SignedPlan:
@@ -171,14 +178,22 @@ def read_signed(content: bytes, authority: bytes, now=None) -> SignedPlan:
     person = person_of(certificate, authority, now)
     if not is_signed(canonical(plan), signature, certificate):
         raise RuleBroken("signature", f"the plan is not what {person.name} signed: it was changed afterwards.")
+    if content != _file(plan, certificate, signature):  # one plan, one file: nobody reads there what was not signed
+        raise RuleBroken("signature", f"the file is not as it was written when {person.name} signed it: something was added or moved in it.")
     return SignedPlan(plan, person, content)
+
+
+def _file(plan: TrainingPlan, certificate: bytes, signature: bytes) -> bytes:
+    text = x509.load_pem_x509_certificate(certificate).public_bytes(Encoding.PEM).decode()  # however its lines end where it was read
+    body = {"plan": plan.model_dump(mode="json"), "certificate": text, "signature": base64.b64encode(signature).decode()}
+    return (json.dumps(body, indent=2) + "\n").encode()
 
 
 def rendered(plan: TrainingPlan) -> str:
     """A plan in words, a line a fact, for who decides on it; equal plans give equal lines."""
     config, noise = plan.config, plan.noise
     private = "none" if noise is None else (
-        f"DP-SGD at patient level, epsilon {config.epsilon:g} at delta {config.delta:g} over all rounds: each patient's gradient clipped to "
+        f"DP-SGD at patient level, epsilon {_epsilon(plan)} at delta {config.delta:g} over all rounds, planned for {config.epsilon:g}: each patient's gradient clipped to "
         f"{config.clipping_norm:g}, noise multiplier {noise.noise_multiplier:.6g}, {noise.steps} steps a round with {noise.sampling_rate:.6g} of the patients each"
     )
     shown = {"dataset", "model", "method", "total_rounds", "client_learning_rate", "client_batch_size", "client_epochs_per_round",
@@ -199,9 +214,27 @@ def rendered(plan: TrainingPlan) -> str:
     return "\n".join(f"{name}: {visible(' '.join(value.split()))}" for name, value in lines)  # no text can look like a line of its own
 
 
+def _can_be_listed(name: str) -> bool:
+    """Whether a name is seen as one where names are listed."""
+    return bool(name) and visible(" ".join(name.split())) == name and "," not in name
+
+
+def _epsilon(plan: TrainingPlan) -> str:
+    """What the plan's noise comes to, whatever its author says it does."""
+    from fl_utils.trust.accounting import epsilon_of
+
+    release = plan.noise.noise_multiplier, plan.round_terms(plan.config.total_rounds)
+    try:
+        rough = epsilon_of(*release, "rdp")  # quick, and too large; far from what protects, the exact one would take long
+        return f"{epsilon_of(*release) if rough < _FAR else rough:.3g}"
+    except (ValueError, OverflowError):
+        return "that cannot be worked out"
+
+
 def visible(text: str) -> str:
     """A text from outside, as it is shown: signs that cannot be seen, or turn a terminal or the order of letters, as escapes."""
-    return "".join(sign if sign.isprintable() or sign in "\n\t" else sign.encode("unicode_escape").decode() for sign in text)
+    seen = (sign in "\n\t" or (sign.isprintable() and sign not in _BLANK) for sign in text)
+    return "".join(sign if can_be_seen else sign.encode("unicode_escape").decode() for sign, can_be_seen in zip(text, seen))
 
 
 def difference(plan: TrainingPlan, before: TrainingPlan | None) -> list[str]:

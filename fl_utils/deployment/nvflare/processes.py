@@ -1,6 +1,7 @@
 """The consortium's processes on one machine: NVFlare's server and sites, each owned by who started it."""
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -17,10 +18,10 @@ from fl_utils.deployment.nvflare.settings import ConsortiumError
 
 PIDS, CONSOLE = "processes.json", "console.log"
 _START_S = 90.0
-_PROGRAM = "from fl_utils.deployment.nvflare.processes import serve; serve(sys.argv[1])"
+_PROGRAM = "from fl_utils.deployment.nvflare.processes import serve_member; serve_member(sys.argv[1])"
 
 
-def serve(folder: str) -> None:
+def serve_member(folder: str | Path) -> None:
     """The program of a member's process: NVFlare's own, until it is ended.
 
     Args:
@@ -32,14 +33,18 @@ def serve(folder: str) -> None:
     if is_server:
         from nvflare.private.fed.app.server import server_train as program
 
-        from fl_utils.deployment.nvflare import gate
+        from fl_utils.deployment.nvflare import gate, launch
 
         gate.install(folder)
+        launch.install()
         settings = {"fed_server": "fed_server.json"}
         words = ["secure_train=true", "org=consortium", "config_folder=config"]
     else:
         from nvflare.private.fed.app.client import client_train as program
 
+        from fl_utils.deployment.nvflare import launch
+
+        launch.end_lost_runs(folder)
         settings = {"fed_client": "fed_client.json", "local_rank": 0}
         name = json.loads((folder / "startup" / "fed_client.json").read_text())["client"]["fqsn"]
         words = ["secure_train=true", f"uid={name}", f"org={name}", "config_folder=config"]
@@ -129,6 +134,16 @@ def down(folder: Path) -> int:
         one.kill()
     psutil.wait_procs(left, timeout=3.0)
     return ended
+
+
+def member_states(folder: Path) -> dict[str, str]:
+    """Of each member whose folder lies here: "running" or "not running", by the processes that were started from it."""
+    at_work = set()
+    for pid in noted_processes(Path(folder) / PIDS):
+        with contextlib.suppress(psutil.Error):
+            at_work.add(Path(psutil.Process(pid).cmdline()[-1]).name)
+    members = [path.parent.name for path in sorted(Path(folder).glob("*/startup"))]
+    return {name: "running" if name in at_work else "not running" for name in members}
 
 
 def wait_for_port(folder: Path, process: subprocess.Popen) -> None:

@@ -6,6 +6,7 @@ argument is taken from a job. `SubmissionRules` works in the site's own process,
 
 import hashlib
 import json
+import re
 import time
 from pathlib import Path
 
@@ -177,7 +178,9 @@ class PlanExecutor(_OfJob, Executor):
             meta[JUDGED] = json.dumps(judged)
         number, head = site.store.log.head()
         meta["log_head"] = f"{number}:{head}"
-        return DXO(DataKind.WEIGHT_DIFF, data={f"w{n}": -part for n, part in enumerate(update.delta)}, meta=meta).to_shareable()
+        answer = DXO(DataKind.WEIGHT_DIFF, data={f"w{n}": -part for n, part in enumerate(update.delta)}, meta=meta).to_shareable()
+        answer.set_header(AppConstants.CURRENT_ROUND, round_num)
+        return answer
 
     def _finish(self, site: Site, signed: SignedPlan, weights: list[np.ndarray], fl_ctx: FLContext) -> Shareable:
         path = site.folder / MODELS / f"{signed.plan.hash[:12]}.npz"
@@ -214,15 +217,19 @@ class OutputRule(_OfJob, Filter):
         site = self.site(fl_ctx)
         try:
             if shareable.get_return_code() not in (None, ReturnCode.OK):
-                return make_reply(shareable.get_return_code(), {REASON: str(shareable.get_header(REASON, ""))[:500]})
-            if CARDS in shareable:
-                return _only(shareable, CARDS)
+                return make_reply(ReturnCode.EXECUTION_EXCEPTION, {REASON: str(shareable.get_header(REASON, ""))[:500]})
+            if is_cards_question(self.content(fl_ctx)):
+                return _published_cards(site.store, shareable)
             outputs = self._allowed(site, fl_ctx)
             kept, size, digest = self._checked(shareable, outputs, fl_ctx)
         except RuleBroken as error:
             site.store.log.write("refused", rule=error.rule, reason=str(error), run=fl_ctx.get_job_id())
             return _refusal(error)
-        site.store.log.write("sent", run=fl_ctx.get_job_id(), plan=self.signed(fl_ctx).plan.hash, bytes=size, sha256=digest)
+        except Exception as error:
+            site.store.log.write("refused", rule="outputs", reason=f"{type(error).__name__}: {error}", run=fl_ctx.get_job_id())
+            return _refusal(RuleBroken("outputs", f"it cannot be read ({type(error).__name__})."))
+        of_round = {"round": number} if isinstance(number := shareable.get_header(AppConstants.CURRENT_ROUND), int) else {}
+        site.store.log.write("sent", run=fl_ctx.get_job_id(), plan=self.signed(fl_ctx).plan.hash, bytes=size, sha256=digest, **of_round)
         return kept
 
     def _allowed(self, site: Site, fl_ctx: FLContext) -> set[str]:
@@ -232,8 +239,8 @@ class OutputRule(_OfJob, Filter):
 
     def _checked(self, shareable: Shareable, outputs: set[str], fl_ctx: FLContext) -> tuple[Shareable, int, str]:
         if JUDGED in shareable or "log_head" in shareable:  # the answer to FINISH
-            _judged_fits(shareable.get(JUDGED), outputs, len(self.signed(fl_ctx).plan.class_names))
             kept = _only(shareable, JUDGED, "log_head")
+            _check_meta({key: kept[key] for key in (JUDGED, "log_head") if key in kept}, outputs, len(self.signed(fl_ctx).plan.class_names))
             content = json.dumps({key: kept[key] for key in sorted(kept) if key in (JUDGED, "log_head")}).encode()
             return kept, len(content), hashlib.sha256(content).hexdigest()
         dxo, plan = from_shareable(shareable), self.signed(fl_ctx).plan
@@ -243,21 +250,17 @@ class OutputRule(_OfJob, Filter):
         if list(dxo.data) != [f"w{n}" for n in range(len(shapes))]:
             raise RuleBroken("outputs", f"the update has the parts {', '.join(map(str, dxo.data))[:200]}; the model has {len(shapes)} weights.")
         for (name, value), shape in zip(dxo.data.items(), shapes, strict=True):
-            if not isinstance(value, np.ndarray) or value.shape != shape or value.dtype != np.float32 or not np.isfinite(value).all():
+            if type(value) is not np.ndarray or value.shape != shape or value.dtype != np.float32 or not np.isfinite(value).all():
                 raise RuleBroken("outputs", f"{name} is no finite float32 array of shape {shape}, which the model's weight is.")
-        known = {MetaKey.NUM_STEPS_CURRENT_ROUND: "num_examples", LOSS: "training_loss", JUDGED: "score_counts", "work_s": None, "log_head": None}
-        for name, value in dxo.meta.items():
-            if name not in known or (known[name] is not None and known[name] not in outputs):
-                raise RuleBroken("outputs", f"{name} may not leave; the owner allows {', '.join(sorted(outputs))}.")
-            if name != JUDGED and len(str(value)) > 90:
-                raise RuleBroken("outputs", f"{name} is too long for what it should be.")
-        _judged_fits(dxo.meta.get(JUDGED), outputs, len(plan.class_names))
+        _check_meta(dxo.meta, outputs, len(plan.class_names))
         digest = hashlib.sha256()
         for value in dxo.data.values():
             digest.update(np.ascontiguousarray(value).tobytes())
         meta = json.dumps(dxo.meta, sort_keys=True, default=str).encode()
         digest.update(meta)
-        return shareable, sum(value.nbytes for value in dxo.data.values()) + len(meta), digest.hexdigest()
+        # What was looked at leaves, and nothing that may lie beside it.
+        kept = DXO(DataKind.WEIGHT_DIFF, data=dict(dxo.data), meta=dict(dxo.meta)).to_shareable()
+        return kept, sum(value.nbytes for value in dxo.data.values()) + len(meta), digest.hexdigest()
 
 
 def weight_shapes(plan) -> list[tuple[int, ...]]:
@@ -277,23 +280,51 @@ def initial_weights(plan) -> list[np.ndarray]:
     return _INITIAL[key]
 
 
+#: What may stand beside an update: name -> type, and the output that it belongs to, if any.
+_META = {
+    MetaKey.NUM_STEPS_CURRENT_ROUND: (int, "num_examples"), LOSS: (float, "training_loss"), JUDGED: (str, "score_counts"),
+    "work_s": (float, None), "log_head": (str, None),
+}
 _INITIAL: dict[str, list[np.ndarray]] = {}
 
 
-def _judged_fits(text, outputs: set[str], num_classes: int) -> None:
+def _check_meta(meta: dict, outputs: set[str], num_classes: int) -> None:
+    for name, value in meta.items():
+        kind, output = _META.get(name, (None, None))
+        if kind is None or output not in outputs | {None}:
+            raise RuleBroken("outputs", f"{str(name)[:90]} may not leave; the owner allows {', '.join(sorted(outputs))}.")
+        if type(value) is not kind:  # an array prints short, however large it is
+            raise RuleBroken("outputs", f"{name} is a {type(value).__name__}, expected a {kind.__name__}.")
+    if not 0 < meta.get(MetaKey.NUM_STEPS_CURRENT_ROUND, 1) < 10**9:
+        raise RuleBroken("outputs", "the number of examples is beyond all reason.")
+    if not re.fullmatch(r"(\d{1,12}:[0-9a-f]{64})?", meta.get("log_head", "")):
+        raise RuleBroken("outputs", "log_head is not the number and the hash of an entry of the log.")
+    if JUDGED in meta:
+        _check_judged(meta[JUDGED], num_classes)
+
+
+def _check_judged(text: str, num_classes: int) -> None:
     from fl_utils.deployment.tally import read_judged
 
-    if text is None:
-        return
-    if "score_counts" not in outputs:
-        raise RuleBroken("outputs", "score_counts may not leave.")
     try:
         read_judged(text, num_classes)
-        names = set(json.loads(text))
+        found = json.loads(text)
     except ValueError as error:
         raise RuleBroken("outputs", f"the scores are not counts of classes: {error}.") from None
-    if names - {f"{part}_{what}" for part in ("validation", "test") for what in ("confusion", "loss")}:
+    names = {f"{part}_{what}" for part in ("validation", "test") for what in ("confusion", "loss")}
+    counts = [number for name in found if name.endswith("_confusion") for number in found[name]]
+    # Read again and written again it must be the same text: JSON can say a thing twice, and hide the first.
+    if set(found) - names or any(type(number) is not int for number in counts) or json.dumps(found) != text:
         raise RuleBroken("outputs", "the scores hold more than counts of classes.")
+    if any(type(found[name]) is not float for name in found if name.endswith("_loss")):
+        raise RuleBroken("outputs", "a summed loss among the scores is no number.")
+
+
+def _published_cards(store: Store, shareable: Shareable) -> Shareable:
+    published = [one.card for one in store.datasets()]
+    if any(card not in published for card in json.loads(shareable[CARDS])):
+        raise RuleBroken("outputs", "something else than a card that the owner has published would leave.")
+    return _only(shareable, CARDS)
 
 
 def _arrays(shareable: Shareable) -> list:
