@@ -60,7 +60,7 @@ LOOKS: Mapping[str, Look] = MappingProxyType(
         "finetuned": Look("Fine-tuned at home", PURPLE, "P", "-", "xxx"),
         "local_norm": Look("Norm layers at home", GREEN, "v", (0, (1, 1.2)), "..."),
         "deployed": Look("Real processes (Flower)", ORANGE, "D", (0, (4, 1.2, 1, 1.2, 1, 1.2)), "xx"),
-        "governed": Look("Approved plan (NVFlare)", GREEN, "P", (0, (5, 2)), "++"),
+        "governed": Look("Approved plan (NVFlare)", GREEN, "h", (0, (5, 2)), "++"),
         "seed_cnn": Look("Three-layer CNN", GREEN, "D", "-", ""),
         "probe": Look("Probe without a look at the picture", ORANGE, "P", "-", "--"),
         "residual_gn": Look("Residual network (GroupNorm)", PURPLE, "v", (0, (5, 2)), "xx"),

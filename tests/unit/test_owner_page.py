@@ -505,7 +505,7 @@ def test_the_difference_is_marked_by_signs_and_not_by_colour_alone(app, store, w
     rows = re.findall(r'<tr class="(added|removed)"><td class="mark">(.*?)</td><td class="what">(.*?)</td><td>(.*?)</td></tr>', text)
     assert ("removed", "− removed", "Title", "Tumours in drawn brains") in rows and ("added", "+ added", "Title", waiting.plan.title) in rows
     assert {kind for kind, mark, _, _ in rows if mark == "+ added"} == {"added"}
-    assert "3 lines added, 3 removed" in text and len(rows) == 6
+    assert "4 lines added, 4 removed" in text and len(rows) == 8  # title, rounds, rate, and what epsilon comes to by the rounds
     for name, value in summaries.plan_lines(waiting.plan):
         assert f'<tr><th scope="row">{name}</th><td>{markupsafe.escape(value)}</td></tr>' in text
 
