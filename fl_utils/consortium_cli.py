@@ -1,7 +1,9 @@
 """`fl-utils consortium ...`, `owner ...`, `audit-log ...`: hospitals that decide who trains on what, from both sides."""
 
+import contextlib
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ FOLDER = typer.Option("consortium", help="The consortium's folder.")
 KIT = typer.Option("consortium/people/researcher@university.org", "--as", help="Your own folder, as the project admin gave it to you.")
 HOSPITAL = typer.Option(..., help="The hospital's folder, e.g. consortium/hospital_1.")
 BY = typer.Option("", help="Who decides; default the owner of this hospital.")
+PERSON = typer.Option("", help="Whose plan, where several people handed in the same.")
 consortium_app = typer.Typer(no_args_is_help=True, help="A governed consortium: init, up, status, down; cards, plan, train; add-person, revoke.")
 owner_app = typer.Typer(no_args_is_help=True, help="What a hospital's data owner decides: publish, grant, requests, show, approve, deny, budget, page.")
 audit_app = typer.Typer(no_args_is_help=True, help="A hospital's audit log: verify, show.")
@@ -44,12 +47,18 @@ def init(
     from fl_utils.consortia import add_owner_account, fill
     from fl_utils.deployment.nvflare import default_people, hospital_names, new_consortium
 
+    config = make_config(
+        dataset=dataset, method="fedavg", partition=partition, num_clients=hospitals, seed=0, profile="quick", model="small_cnn",
+        image_size_px=image_size_px, num_images=num_images or None, total_rounds=1, client_learning_rate=0.1, client_batch_size=16,
+        quantity_alpha=1.0 if partition == "quantity" else None,
+    )
     new_consortium(folder, hospitals=hospitals, address=address, host_names=host, days=days)
-    if dataset:
-        fill(folder, make_config(
-            dataset=dataset, method="fedavg", partition=partition, num_clients=hospitals, seed=0, profile="quick", model="small_cnn",
-            image_size_px=image_size_px, num_images=num_images or None, total_rounds=1, client_learning_rate=0.1, client_batch_size=16,
-        ))
+    try:
+        if dataset:
+            fill(folder, config)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # nothing half-made: the same command can be tried again
+        raise
     typer.echo(f"{folder}: a server, {hospitals} hospitals, {len(default_people(hospitals))} people.")
     for name in hospital_names(hospitals):
         typer.echo(f"  {folder / name}: the owner's password for the page is in {add_owner_account(folder, name).name}")
@@ -80,8 +89,10 @@ def up(
 @consortium_app.command("run")
 def run_member(member: Path = typer.Argument(help="The member's own folder: the server's or a hospital's.", exists=True)) -> None:
     """Run one member's process where its folder lies, until Ctrl-C; for members on machines of their own."""
-    from fl_utils.deployment.nvflare import serve_member
+    from fl_utils.deployment.nvflare import ConsortiumError, serve_member
 
+    if not any((member / "startup" / f"fed_{kind}.json").is_file() for kind in ("server", "client")):
+        raise ConsortiumError(f"{member} is neither a server's nor a hospital's folder. It is one below the consortium's, e.g. consortium/hospital_1.")
     serve_member(member)
 
 
@@ -91,10 +102,12 @@ def status(folder: Path = FOLDER) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fl_utils.deployment.nvflare import Store, hospitals_in, member_states
+    from fl_utils.deployment.nvflare import ConsortiumError, Store, hospitals_in, member_states
 
     states = member_states(folder)
-    table = Table(title=f"{folder}: server {states['server']}")
+    if not states:
+        raise ConsortiumError(f"There is no consortium in {folder}. Make one with `fl-utils consortium init`, or name its folder with --folder.")
+    table = Table(title=f"{folder}: server {states.get('server', 'elsewhere')}")
     for column in ("hospital", "process", "data sets", "requests", "runs", "budget spent", "log"):
         table.add_column(column)
     for name in hospitals_in(folder):
@@ -150,13 +163,15 @@ def connect(kit: Path = KIT) -> None:
 def cards(into: Path = typer.Argument(help="File for the cards."), kit: Path = KIT,
           mock: Path = typer.Option(None, help="Folder for made-up data sets of the same shape, to develop on.")) -> None:
     """Ask the hospitals for the cards of the data sets that you may see."""
-    from fl_utils.deployment.nvflare import Line, write_mock
+    from fl_utils.deployment.nvflare import ConsortiumError, Line, write_mock
 
     with Line(kit) as line:
         found = line.cards()
     into.write_text(json.dumps(found, indent=2) + "\n")
     for hospital, own in found.items():
         for card in own:
+            if any(name in ("", ".", "..") or Path(name).name != name for name in (hospital, card["name"])):  # it will be a folder's
+                raise ConsortiumError(f"{hospital!r} names a data set {card['name']!r}; expected a word. The cards are in {into}.")
             typer.echo(f"{hospital}: {card['name']}, {sum(card['counts']['train'].values())} training images of {card['patients']['train']} patients")
             if mock is not None:
                 write_mock(card, mock / hospital / card["name"])
@@ -183,7 +198,14 @@ def plan(
     from fl_utils.config import make_config
     from fl_utils.deployment.nvflare import ConsortiumError, plan_of, rendered, sign_plan
 
-    known = {hospital: card for hospital, own in json.loads(cards_file.read_text()).items() for card in own if card["name"] == dataset}
+    try:
+        known = {hospital: card for hospital, own in json.loads(cards_file.read_text()).items() for card in own if card["name"] == dataset}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConsortiumError(f"{cards_file} holds no cards ({error}). Ask for them with `fl-utils consortium cards {cards_file}`.") from None
+    try:
+        key, certificate = ((kit / "startup" / f"client.{end}").read_bytes() for end in ("key", "crt"))
+    except OSError as error:
+        raise ConsortiumError(f"{kit} is no person's folder ({error}). Name your own with --as; it is below people/ in the consortium's.") from None
     if len(known) < 2:
         raise ConsortiumError(f"{len(known)} hospitals have a card of {dataset!r} in {cards_file}; expected two or more.")
     private = {"privacy_unit": "patient", "epsilon": epsilon, "delta": delta, "clipping_norm": clipping_norm} if epsilon else {}
@@ -193,7 +215,7 @@ def plan(
         client_batch_size=batch_size, client_momentum=0.0, augment=False, **private,
     )
     made = plan_of(known, config, title=title, purpose=purpose, encrypted=encrypted, min_hospitals=min_hospitals or None)
-    into.write_bytes(sign_plan(made, (kit / "startup" / "client.key").read_bytes(), (kit / "startup" / "client.crt").read_bytes()))
+    into.write_bytes(sign_plan(made, key, certificate))
     typer.echo(rendered(made))
     typer.echo(f"\nHash {made.hash}\nNext: fl-utils consortium train {into} --into came")
 
@@ -231,15 +253,16 @@ def publish(
 ) -> None:
     """Publish a data set's card (counts, no images) with the rules of trainings on it; grant access afterwards."""
     from fl_utils.data import card as catalogue_card
-    from fl_utils.deployment.nvflare import Store, data_folder, make_card
+    from fl_utils.deployment.nvflare import data_folder, make_card
 
-    known = catalogue_card(dataset)
+    store, known = _store(hospital), catalogue_card(dataset)
     made = make_card(
         data_folder(hospital.parent, hospital.name, dataset), name=dataset, title=known.title, class_names=known.class_names,
         image_size_px=image_size_px, modality=known.modality, source=known.source, synthetic=known.layout == "generated",
     )
     budget = (epsilon, delta) if epsilon else (None, None)
-    Store(hospital).publish(made, min_patients=min_patients, max_runs=max_runs, outputs=output, epsilon=budget[0], delta=budget[1], by=_who(hospital, by))
+    with _told():
+        store.publish(made, min_patients=min_patients, max_runs=max_runs, outputs=output, epsilon=budget[0], delta=budget[1], by=_who(hospital, by))
     typer.echo(json.dumps(made, indent=2))
 
 
@@ -247,10 +270,9 @@ def publish(
 def grant(hospital: Path = HOSPITAL, dataset: str = typer.Option(...), role: str = typer.Option("lead"), action: str = typer.Option(..., help="see or train."),
           take_back: bool = typer.Option(False, "--take-back", help="End this access."), by: str = BY) -> None:
     """Let a role see a data set's card, or train on the data set; or no longer."""
-    from fl_utils.deployment.nvflare import Store
-
-    store = Store(hospital)
-    (store.deny_access if take_back else store.grant)(dataset, role, action, _who(hospital, by))
+    store = _store(hospital)
+    with _told():
+        (store.deny_access if take_back else store.grant)(dataset, role, action, _who(hospital, by))
     for one in store.grants():
         typer.echo(" ".join(one))
 
@@ -258,19 +280,20 @@ def grant(hospital: Path = HOSPITAL, dataset: str = typer.Option(...), role: str
 @owner_app.command("requests")
 def requests(hospital: Path = HOSPITAL) -> None:
     """List the plans that were handed in, newest last."""
-    from fl_utils.deployment.nvflare import Store
+    from fl_utils.deployment.nvflare import visible
 
-    for one in Store(hospital).requests():
-        typer.echo(f"{one.hash[:12]}  {one.state:9} {one.received_utc}  {one.person}  {' '.join(one.plan.title.split())}" + (f"  ({one.reason})" if one.reason else ""))
+    for one in _store(hospital).requests():
+        title = visible(" ".join(one.plan.title.split()))
+        typer.echo(f"{one.hash[:12]}  {one.state:9} {one.received_utc}  {one.person}  {title}" + (f"  ({one.reason})" if one.reason else ""))
 
 
 @owner_app.command("show")
-def show_plan(plan_hash: str, hospital: Path = HOSPITAL) -> None:
+def show_plan(plan_hash: str, hospital: Path = HOSPITAL, person: str = PERSON) -> None:
     """Show a plan in words, and how it differs from the last one that was approved for its data set."""
-    from fl_utils.deployment.nvflare import Store, difference, rendered
+    from fl_utils.deployment.nvflare import difference, rendered
 
-    store = Store(hospital)
-    made = _asked(store, plan_hash).plan
+    store = _store(hospital)
+    made = _asked(store, plan_hash, person).plan
     typer.echo(rendered(made))
     typer.echo("\nDifference to the last approved plan:")
     before = store.last_approved(made.config.dataset)
@@ -278,31 +301,28 @@ def show_plan(plan_hash: str, hospital: Path = HOSPITAL) -> None:
 
 
 @owner_app.command("approve")
-def approve(plan_hash: str, hospital: Path = HOSPITAL, reason: str = typer.Option("", help="For the log."), by: str = BY) -> None:
+def approve(plan_hash: str, hospital: Path = HOSPITAL, reason: str = typer.Option("", help="For the log."), by: str = BY, person: str = PERSON) -> None:
     """Approve a plan: it may be trained, within this hospital's rules."""
-    _decide(plan_hash, hospital, True, reason, by)
+    _decide(plan_hash, hospital, True, reason, by, person)
 
 
 @owner_app.command("deny")
-def deny(plan_hash: str, hospital: Path = HOSPITAL, reason: str = typer.Option(..., help="The researcher is told."), by: str = BY) -> None:
+def deny(plan_hash: str, hospital: Path = HOSPITAL, reason: str = typer.Option(..., help="The researcher is told."), by: str = BY, person: str = PERSON) -> None:
     """Deny a plan, with a reason."""
-    _decide(plan_hash, hospital, False, reason, by)
+    _decide(plan_hash, hospital, False, reason, by, person)
 
 
 @owner_app.command("revoke")
 def revoke_here(person: str, hospital: Path = HOSPITAL, reason: str = typer.Option(...), by: str = BY) -> None:
     """No longer let a person in, in this hospital."""
-    from fl_utils.deployment.nvflare import Store
-
-    Store(hospital).revoke(person, reason, _who(hospital, by))
+    with _told():
+        _store(hospital).revoke(person, reason, _who(hospital, by))
 
 
 @owner_app.command("budget")
 def budget(hospital: Path = HOSPITAL) -> None:
     """Show what each data set's patients have given away."""
-    from fl_utils.deployment.nvflare import Store
-
-    store = Store(hospital)
+    store = _store(hospital)
     for one in store.datasets():
         kept = f"{store.spent(one.name):.3f} of {one.epsilon:g} at delta {one.delta:g}, {len(store.charges(one.name))} charges" if one.epsilon is not None else "no budget is kept"
         typer.echo(f"{one.name}: {kept}")
@@ -316,22 +336,44 @@ def page(hospital: Path = HOSPITAL, port: int = typer.Option(8080, help="On loop
     serve_page(hospital, port, typer.echo)
 
 
-def _decide(plan_hash: str, hospital: Path, approved: bool, reason: str, by: str) -> None:
-    from fl_utils.deployment.nvflare import Store
+def _decide(plan_hash: str, hospital: Path, approved: bool, reason: str, by: str, person: str) -> None:
+    store = _store(hospital)
+    asked = _asked(store, plan_hash, person)
+    with _told():
+        store.decide(asked.hash, approved, reason, _who(hospital, by), asked.person)
+    typer.echo(f"{asked.hash[:12]} of {asked.person} is {'approved' if approved else 'denied'} in {hospital.resolve().name}.")
 
-    store = Store(hospital)
-    asked = _asked(store, plan_hash)
-    store.decide(asked.hash, approved, reason, _who(hospital, by))
-    typer.echo(f"{asked.hash[:12]} of {asked.person} is {'approved' if approved else 'denied'} in {hospital.name}.")
 
-
-def _asked(store, plan_hash: str):
+def _asked(store, plan_hash: str, person: str):
     from fl_utils.deployment.nvflare import ConsortiumError
 
-    found = [one for one in store.requests() if one.hash.startswith(plan_hash)]
+    if len(plan_hash) < 6:
+        raise ConsortiumError(f"The plan is named {plan_hash!r}; expected at least the first 6 signs of its hash.")
+    found = [one for one in store.requests() if one.hash.startswith(plan_hash) and person in ("", one.person)]
     if len(found) != 1:
-        raise ConsortiumError(f"{len(found)} requests begin with {plan_hash!r}; `fl-utils owner requests --hospital {store.folder}` lists them.")
+        whose = f" (of {', '.join(one.person for one in found)}; name one with --person)" if len({one.hash for one in found}) == 1 else ""
+        raise ConsortiumError(f"{len(found)} requests begin with {plan_hash!r}{whose}; `fl-utils owner requests --hospital {store.folder}` lists them.")
     return found[0]
+
+
+def _store(hospital: Path):
+    """What the owner of a hospital has decided; no new one is begun where no hospital is."""
+    from fl_utils.deployment.nvflare import ConsortiumError, Store
+
+    if not (hospital / "startup" / "fed_client.json").is_file():
+        raise ConsortiumError(f"There is no hospital in {hospital}. Name its folder with --hospital, e.g. consortium/hospital_1.")
+    return Store(hospital)
+
+
+@contextlib.contextmanager
+def _told():
+    """What the store will not have is told in its own words."""
+    from fl_utils.deployment.nvflare import ConsortiumError
+
+    try:
+        yield
+    except ValueError as error:
+        raise ConsortiumError(str(error)) from None
 
 
 def _who(hospital: Path, by: str) -> str:

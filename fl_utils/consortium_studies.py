@@ -193,12 +193,11 @@ class _Refusals:
         except governed.ConsortiumError as error:
             self.rows.append((tried, "server", "identity", str(error), self._spent() == spent))
             return
-        if not isinstance(answer, governed.Answer) or answer.finished:
+        refusing = [name for name in ("server", *self._hospitals) if answer.rule_of(name)] if isinstance(answer, governed.Answer) else []
+        if not refusing or answer.finished:
             raise AssertionError(f"{tried} was not refused.")
-        for hospital in self._hospitals:
-            rule = answer.rule_of(hospital)
-            if rule is not None:
-                self.rows.append((tried, hospital, rule, answer.hospitals[hospital].split("': ", 1)[-1], self._spent() == spent))
+        for name in refusing:
+            self.rows.append((tried, name, answer.rule_of(name), answer.hospitals[name].split("': ", 1)[-1], self._spent() == spent))
 
     def _spent(self) -> list:
         stores = [governed.Store(self._folder / name) for name in self._hospitals]

@@ -12,7 +12,7 @@ _PLACES = {
     "AUDIT": "settings", "ConsortiumError": "settings", "OUTPUTS": "settings", "ROLES": "settings", "RULES": "settings", "RuleBroken": "settings",
     "data_folder": "settings", "hospital_names": "settings", "member_folder": "settings",
     "AuditLog": "audit", "read_log": "audit", "verify_log": "audit", "Store": "store",
-    "TrainingPlan": "plan", "difference": "plan", "make_plan": "plan", "read_signed": "plan", "rendered": "plan", "sign_plan": "plan",
+    "TrainingPlan": "plan", "difference": "plan", "make_plan": "plan", "read_signed": "plan", "rendered": "plan", "sign_plan": "plan", "visible": "plan",
     "make_card": "card", "plan_of": "card", "write_mock": "card",
     "add_person": "consortium", "authority_of": "consortium", "default_people": "consortium", "distribute_revocations": "consortium", "hospitals_in": "consortium",
     "new_consortium": "consortium", "revoke": "consortium",

@@ -10,7 +10,7 @@ from fl_utils import seeding
 from fl_utils.config import ConfigError, ExperimentConfig
 from fl_utils.data import phantoms
 from fl_utils.deployment.hospital_data import PARTS, load_hospital, write_hospital
-from fl_utils.deployment.nvflare.plan import USUAL_OUTPUTS, NoiseTerms, TrainingPlan, make_plan
+from fl_utils.deployment.nvflare.plan import USUAL_OUTPUTS, TrainingPlan, make_plan
 from fl_utils.deployment.nvflare.settings import ConsortiumError
 from fl_utils.learning.local import weights_of_counts
 from fl_utils.trust.noise import planned_noise
@@ -106,7 +106,7 @@ def plan_of(cards: Mapping[str, dict], config: ExperimentConfig, *, title: str, 
             noise = planned_noise(config, [card["patients"]["train"] for card in cards.values()])
         except ValueError as error:
             raise ConfigError(f"No noise can be planned: {error}") from None
-        fields["noise"] = NoiseTerms(noise_multiplier=noise.noise_multiplier, sampling_rate=noise.terms.rate, steps=noise.steps_per_round)
+        fields["noise"] = {"noise_multiplier": noise.noise_multiplier, "sampling_rate": noise.terms.rate, "steps": noise.steps_per_round}
         fields.setdefault("outputs", tuple(name for name in USUAL_OUTPUTS if name != "training_loss"))  # a mean over patients without noise
     return make_plan(
         title=title, purpose=purpose, config=config, hospitals=tuple(cards), class_names=class_names,

@@ -32,9 +32,7 @@ _NAME = re.compile(r"[a-zA-Z0-9_][\w.+'-]*@[a-zA-Z0-9][\w.-]*", re.ASCII)
 _HERE = "fl_utils.deployment.nvflare"
 #: What a job may be made of; NVFlare builds no other class for it.
 ALLOWED = (
-    f"{_HERE}.server_parts", f"{_HERE}.site_parts", f"{_HERE}.storage", "nvflare.app_common.workflows.scatter_and_gather",
-    "nvflare.app_common.aggregators.intime_accumulate_model_aggregator", "nvflare.app_common.shareablegenerators.full_model_shareable_generator",
-    "nvflare.app_opt.he",
+    f"{_HERE}.server_parts", f"{_HERE}.site_parts", f"{_HERE}.storage", "nvflare.app_opt.he",
 )
 _NOTHING = {right: "none" for right in (
     "submit_job", "clone_job", "manage_job", "download_job", "operate", "shell_commands", "byoc", "server-predeployed-flwr"
@@ -90,7 +88,7 @@ def _server_resources(default: dict) -> dict:
         if one["id"] == "job_scheduler":
             one["args"] |= {"max_jobs": 1, "min_schedule_interval": 0.5, "max_schedule_interval": 2.0}
     keeper = {"path": "nvflare.app_common.state_persistors.storage_state_persistor.StorageStatePersistor", "args": {"uri_root": "/", "storage": store}}
-    return {"components": components, "snapshot_persistor": keeper}
+    return {"components": components, "snapshot_persistor": keeper, "app_validator": {"path": f"{_HERE}.gate.JobRule", "args": {}}}
 
 
 def _hospital_resources(default: dict) -> dict:

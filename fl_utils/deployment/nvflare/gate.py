@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from nvflare.apis.app_validation import AppValidator
 from nvflare.fuel.hci.conn import Connection
 from nvflare.fuel.hci.proto import MetaKey, MetaStatusValue, ProtoKey, ReplyKeyword
 from nvflare.fuel.hci.server.authz import AuthzFilter
@@ -19,6 +20,7 @@ from nvflare.private.fed.server import admin
 
 from fl_utils.deployment.nvflare.audit import AuditLog
 from fl_utils.deployment.nvflare.identity import person_of, read_revocations
+from fl_utils.deployment.nvflare.jobs import SERVER_CONFIG, server_configs
 from fl_utils.deployment.nvflare.settings import AUDIT, REVOKED, ROLES, RuleBroken
 
 #: Commands that a program sends by itself, too many for a log.
@@ -95,6 +97,20 @@ class Roles(AuthzFilter):
                 "refused", rule="role", reason=f"{name} is {ROLES.get(role, role)}, who may not do this.", person=name, role=role, command=args[0]
             )
         return allowed
+
+
+class JobRule(AppValidator):
+    """Lets the server run the rounds of a plan, or the question for cards, and no other workflow; hospitals look for themselves."""
+
+    def validate(self, app_folder: str) -> tuple[str, dict]:
+        """See `nvflare.apis.app_validation.AppValidator`: ("", {}) lets it in, a text refuses it."""
+        own = Path(app_folder) / "config" / SERVER_CONFIG
+        found = sorted(Path(app_folder).rglob(Path(SERVER_CONFIG).stem + ".*"))
+        if found == [own] and own.read_bytes() in server_configs():
+            return "", {}
+        error = RuleBroken("job", f"{SERVER_CONFIG} is none that a plan stands for. Submit the plan with `fl-utils consortium train`.")
+        AuditLog(Gate.folder / AUDIT).write("refused", rule=error.rule, reason=str(error), command="submit_job")
+        return str(error), {}
 
 
 def install(folder: Path) -> None:

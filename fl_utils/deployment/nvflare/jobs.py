@@ -18,7 +18,7 @@ from fl_utils.deployment.nvflare.identity import Person, is_signed, person_of, s
 from fl_utils.deployment.nvflare.plan import TrainingPlan, read_signed
 from fl_utils.deployment.nvflare.settings import RuleBroken
 
-APP, ASKED = "app", "asked.json"
+APP, ASKED, SERVER_CONFIG = "app", "asked.json", "config_fed_server.json"
 TRAIN, FINISH, CARDS = "train", "finish", "cards"
 _HERE = "fl_utils.deployment.nvflare"
 _HE = "nvflare.app_opt.he"
@@ -31,7 +31,7 @@ _NVFLARES = (NVFLARE_SIG_FILE, NVFLARE_SUBMITTER_CRT_FILE)
 def write_training_job(folder: Path, signed: bytes, plan: TrainingPlan) -> Path:
     """Writes the job of a signed plan; returns its folder, which is named after the plan's hash."""
     name = f"train_{plan.hash[:12]}"
-    return _write_job(Path(folder) / name, signed, training_configs(plan), plan.hospitals, plan.min_hospitals)
+    return _write_job(Path(folder) / name, signed, training_configs(plan.encrypted), plan.hospitals, plan.min_hospitals)
 
 
 def write_cards_job(folder: Path, hospitals: Sequence[str], key: bytes, certificate: bytes) -> Path:
@@ -77,7 +77,7 @@ def check_job(app: Path, content: bytes, authority: bytes) -> None:
     Raises:
       RuleBroken: "job": there is something else in it; "signature" where the plan itself is none.
     """
-    configs = cards_configs() if is_cards_question(content) else training_configs(read_signed(content, authority).plan)
+    configs = cards_configs() if is_cards_question(content) else training_configs(read_signed(content, authority).plan.encrypted)
     expected = {f"config/{name}": _text(config) for name, config in configs.items()} | {f"config/{ASKED}": content}
     found = {
         str(path.relative_to(app)): path for path in Path(app).rglob("*")
@@ -90,9 +90,9 @@ def check_job(app: Path, content: bytes, authority: bytes) -> None:
             raise RuleBroken("job", f"{name} is not what the plan stands for. Submit the plan with `fl-utils consortium train`.")
 
 
-def training_configs(plan: TrainingPlan) -> dict[str, dict]:
-    """NVFlare's configurations of a training: file name -> content. No argument comes from anywhere but the plan."""
-    encrypted, rounds = plan.encrypted, [TRAIN, FINISH]
+def training_configs(encrypted: bool) -> dict[str, dict]:
+    """NVFlare's configurations of a training: file name -> content. All else the parts of a job read in the plan."""
+    rounds = [TRAIN, FINISH]
     client = {
         "format_version": 2,
         "executors": [{"tasks": rounds, "executor": {"path": f"{_HERE}.site_parts.PlanExecutor", "args": {}}}],
@@ -111,7 +111,7 @@ def training_configs(plan: TrainingPlan) -> dict[str, dict]:
         "format_version": 2, "workflows": [{"id": "training", "path": f"{_HERE}.server_parts.PlannedTraining", "args": {}}],
         "components": components, "task_data_filters": [], "task_result_filters": [],
     }
-    return {"config_fed_client.json": client, "config_fed_server.json": server}
+    return {"config_fed_client.json": client, SERVER_CONFIG: server}
 
 
 def cards_configs() -> dict[str, dict]:
@@ -120,7 +120,12 @@ def cards_configs() -> dict[str, dict]:
     client = {"format_version": 2, "executors": [{"tasks": [CARDS], "executor": executor}], "task_data_filters": [], "task_result_filters": [], "components": []}
     workflow = {"id": "cards", "path": f"{_HERE}.server_parts.CardsRound", "args": {}}
     server = {"format_version": 2, "workflows": [workflow], "components": [], "task_data_filters": [], "task_result_filters": []}
-    return {"config_fed_client.json": client, "config_fed_server.json": server}
+    return {"config_fed_client.json": client, SERVER_CONFIG: server}
+
+
+def server_configs() -> list[bytes]:
+    """What the server's configuration may be, whatever the plan: text of `SERVER_CONFIG`."""
+    return [_text(configs[SERVER_CONFIG]) for configs in (cards_configs(), training_configs(False), training_configs(True))]
 
 
 def _write_job(folder: Path, asked: bytes, configs: dict[str, dict], hospitals: Sequence[str], min_hospitals: int) -> Path:

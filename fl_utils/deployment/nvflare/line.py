@@ -32,7 +32,7 @@ class Answer:
     Attributes:
       job: NVFlare's id; "" where no run began.
       status: NVFlare's word for how it ended.
-      hospitals: name -> "accepted", or the words in which the hospital refused.
+      hospitals: name -> "accepted", or the words in which the hospital refused; "server" too, where that did.
       folder: with what came of it (`server_parts.OUTCOME`); None where nothing came.
     """
 
@@ -157,7 +157,10 @@ class Line:
                 break
             time.sleep(0.4)
         said = dict(_said(one) for one in meta.get("job_deploy_detail", []))
-        hospitals = {name: "accepted" if text == "OK" else text.removeprefix("NVFLARE_ERROR: ") for name, text in said.items() if name.startswith("hospital_")}
+        hospitals = {
+            name: "accepted" if text == "OK" else text.removeprefix("NVFLARE_ERROR: ") for name, text in said.items()
+            if name.startswith("hospital_") or (name == "server" and text != "OK")
+        }
         return Answer(number, status, hospitals, self._fetched(number, into))
 
     def _fetched(self, number: str, into: Path) -> Path | None:

@@ -129,7 +129,7 @@ class PlanExecutor(_OfJob, Executor):
     def __init__(self):
         super().__init__()
         self._hospital = None
-        self._ended = False
+        self._ended, self._rounds = False, 0
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         if event_type in (EventType.END_RUN, EventType.ABORT_TASK) and self._hospital is not None and not self._ended:
@@ -142,6 +142,7 @@ class PlanExecutor(_OfJob, Executor):
             signed = self.signed(fl_ctx)
             who |= {"person": signed.person.name, "plan": signed.plan.hash, "round": round_num}
             rules.check_still(site.store, signed.person, signed.plan, hospital=site.name, revoked_serials=site.revoked())
+            self._check_asked(task_name, round_num, signed.plan.config.total_rounds)
             if self._hospital is None:
                 self._begin(site, signed, fl_ctx)
             shapes = weight_shapes(signed.plan)  # an encrypted model comes flat
@@ -154,6 +155,14 @@ class PlanExecutor(_OfJob, Executor):
             # Only the kind of error leaves; its text may quote what must not.
             site.store.log.write("failed", reason=f"{type(error).__name__}: {error}", **who)
             return make_reply(ReturnCode.EXECUTION_EXCEPTION, {REASON: f"the hospital failed: {type(error).__name__}"})
+
+    def _check_asked(self, task_name: str, round_num, total: int) -> None:
+        """A server could ask again and again, with models of its own; what was approved is so many rounds, and one end."""
+        if self._ended or (task_name == TRAIN and not (type(round_num) is int and self._rounds < round_num <= total)):
+            raise RuleBroken("plan", f"{task_name} of round {round_num!r} is asked for after round {self._rounds}"
+                             f"{' and the end' if self._ended else ''}; the plan has {total} rounds, each once.")
+        if task_name == TRAIN:
+            self._rounds = round_num
 
     def _begin(self, site: Site, signed: SignedPlan, fl_ctx: FLContext) -> None:
         from fl_utils.deployment.hospital import Hospital  # loads TensorFlow
