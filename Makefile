@@ -96,7 +96,7 @@ $(READY): pyproject.toml uv.lock .python-version $(UV_READY)
 	  test -d .venv || rm -rf .uv; \
 	  echo "Cannot set up here. Python 3.11 is not on this machine and could not be fetched (see above): install it so that \`python3.11\` is found (your distribution's package, pyenv or conda), or connect to the network, then run make again. Nothing was installed." >&2; \
 	  exit 2; }
-	@echo "Installing the packages of uv.lock into .venv/ (2.3 GB; a few minutes the first time)"
+	@echo "Installing the packages of uv.lock into .venv/ (2.8 GB; a few minutes the first time)"
 	@$(UV) sync --frozen --python "$$($(FIND_PYTHON) 2>/dev/null)" $$(test -t 2 || echo -q) || { \
 	  echo "The set-up is not complete: a package could not be installed (see above). Check the network and the disk, then run make again; it goes on from what was already fetched." >&2; \
 	  exit 2; }
