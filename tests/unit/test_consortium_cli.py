@@ -497,7 +497,9 @@ def test_cards_are_written_with_mocks_to_develop_on(line, place, tmp_path):
         assert len(parts["train"].labels) == sum(line["cards"][name][0]["counts"]["train"].values())
 
 
-@pytest.mark.parametrize(("hospital", "name"), [("hospital_1", "../../outside"), ("hospital_1", ".."), ("hospital_1", ""), ("hospital_1", "/tmp/outside"), ("../outside", DATASET)])
+@pytest.mark.parametrize(("hospital", "name"), [
+    ("hospital_1", "../../outside"), ("hospital_1", ".."), ("hospital_1", ""), ("hospital_1", "/tmp/outside"), ("../outside", DATASET)
+])  # fmt: skip
 def test_a_card_cannot_put_a_mock_outside_its_folder(line, place, tmp_path, monkeypatch, capsys, hospital, name):
     card = json.loads((place / "cards.json").read_text())["hospital_1"][0]
     line["cards"] = {hospital: [card | {"name": name}]}

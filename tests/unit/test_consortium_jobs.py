@@ -143,7 +143,10 @@ def test_what_nvflare_adds_to_signed_folders_is_no_part_of_it(app):
 
 
 @every_kind
-@pytest.mark.parametrize("name", ["more.json", "config/more.json", "config/.hidden", "custom/code.py", "custom/deep/er/code.py", "config/config_fed_client.conf", "meta.json", "config/config_fed_client.json.default"])
+@pytest.mark.parametrize("name", [
+    "more.json", "config/more.json", "config/.hidden", "custom/code.py", "custom/deep/er/code.py", "config/config_fed_client.conf", "meta.json",
+    "config/config_fed_client.json.default"
+])  # fmt: skip
 def test_a_file_more_is_refused(app, name):
     (app / name).parent.mkdir(parents=True, exist_ok=True)
     (app / name).write_text("")
@@ -161,7 +164,9 @@ def test_a_file_less_is_refused(app, name):
 
 @every_kind
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("change", [lambda text: text + b"\n", lambda text: text[:-1], lambda text: text.replace(b"2", b"3", 1), lambda text: b""], ids=["more", "cut", "a digit", "empty"])
+@pytest.mark.parametrize("change", [
+    lambda text: text + b"\n", lambda text: text[:-1], lambda text: text.replace(b"2", b"3", 1), lambda text: b""], ids=["more", "cut", "a digit", "empty"
+])  # fmt: skip
 def test_a_changed_file_is_refused(app, name, change):
     content = asked(app)
     (app / name).write_bytes(change((app / name).read_bytes()))

@@ -275,7 +275,10 @@ def test_the_server_listens_on_loopback_or_on_all_interfaces(tmp_path, monkeypat
 # --- making one ---
 
 
-@pytest.mark.parametrize("address", ["", "8002", ":8002", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:0", "127.0.0.1:65536", "[::1]:8002", "::1:8002", "a b:8002", "127.0.0.1:²", "http://x:8002"])
+@pytest.mark.parametrize("address", [
+    "", "8002", ":8002", "127.0.0.1", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:0", "127.0.0.1:65536", "[::1]:8002", "::1:8002", "a b:8002",
+    "127.0.0.1:²", "http://x:8002"
+])  # fmt: skip
 def test_an_address_that_cannot_be_is_refused(tmp_path, address):
     with pytest.raises(ConsortiumError, match=told(repr(address), "host:port")):
         new_consortium(tmp_path / "one", address=address)
