@@ -131,7 +131,7 @@ def down(folder: Path = FOLDER) -> None:
 
 @consortium_app.command("add-person")
 def add_person(name: str, role: str = typer.Option("lead", help="project_admin, org_admin (data owner), lead (researcher) or member (observer)."),
-               days: float = typer.Option(90, help="How long the certificate holds."), folder: Path = FOLDER) -> None:
+               days: float = typer.Option(90, min=0.01, help="How long the certificate holds."), folder: Path = FOLDER) -> None:
     """Make a person's kit, or a new one for somebody who was revoked."""
     from fl_utils.deployment.nvflare import add_person as add
 

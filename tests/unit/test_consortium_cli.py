@@ -292,8 +292,10 @@ def test_a_plan_is_for_the_hospitals_that_have_the_data_set(place):
 
 @pytest.mark.parametrize(
     ("content", "changed", "said"), [
-        (None, {"dataset": "phantom_brain"}, "0 hospitals have a card of 'phantom_brain' in"), ({"hospital_2": []}, {}, "1 hospitals have a card of 'phantom_chest'"),
-        (None, {"cards": "nowhere.json"}, "nowhere.json holds no cards"), ("no JSON", {}, "holds no cards"), ("[]", {}, "holds no cards"), ('{"hospital_1": 3}', {}, "holds no cards"),
+        (None, {"dataset": "phantom_brain"}, "0 hospitals have a card of 'phantom_brain' in"),
+        ({"hospital_2": []}, {}, "1 hospitals have a card of 'phantom_chest'"),
+        (None, {"cards": "nowhere.json"}, "nowhere.json holds no cards"), ("no JSON", {}, "holds no cards"),
+        ("[]", {}, "holds no cards"), ('{"hospital_1": 3}', {}, "holds no cards"),
         ('{"hospital_1": [{}]}', {}, "holds no cards"), (None, {"as": "nobody"}, "nobody is no person's folder"), (None, {"model": "gpt"}, "model: "),
         (None, {"model": "norm_cnn_batch", "epsilon": 1}, "norm_cnn_batch"), (None, {"epsilon": 1, "delta": 0.2}, "No noise can be planned: delta is 0.2"),
         (None, {"title": ""}, "title: "), (None, {"min_hospitals": 3}, "min_hospitals is 3 of 2"), (None, {"learning_rate": 0}, "client_learning_rate"),
@@ -445,6 +447,7 @@ def test_people_come_and_go(place, failed):
     assert person_in(member_folder(place, OTHER), place).serial in serials
     done("consortium", "add-person", OTHER, "--folder", place, "--role", "member")
     assert person_in(member_folder(place, OTHER), place).role == "member"
+    assert called("consortium", "add-person", "new@university.org", "--days", -1, "--folder", place).exit_code == 2
     assert "expected one of" in failed("consortium", "add-person", "new@university.org", "--role", "king", "--folder", place)
     assert "expected one like" in failed("consortium", "add-person", "../new@university.org", "--folder", place)
 

@@ -322,7 +322,8 @@ def test_strangers_ended_certificates_and_forged_questions_are_refused(content):
 @pytest.mark.parametrize(
     "body", [
         '["cards"]', '"cards"', '{"cards": 3}', '{"cards": null, "certificate": "", "signature": ""}', '{"cards": "{}", "certificate": "", "signature": ""}',
-        '{"cards": "[]", "certificate": "", "signature": ""}', '{"cards": "{", "certificate": "", "signature": ""}', '{"cards": "{}", "certificate": 3, "signature": ""}',
+        '{"cards": "[]", "certificate": "", "signature": ""}', '{"cards": "{", "certificate": "", "signature": ""}',
+        '{"cards": "{}", "certificate": 3, "signature": ""}',
     ]
 )  # fmt: skip
 def test_what_only_looks_like_a_question_is_refused(body):

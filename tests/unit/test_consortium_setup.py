@@ -398,7 +398,8 @@ def test_a_role_that_is_none_is_refused_and_all_are_named(changing, role):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "nobody", "@", "a@", "@b", "../x@y", "../../server@y", "..@y/..", "/etc/x@y", "a@b/c", "a\\b@c", "a b@c", ".a@b", "a@b\n", "a@b\0", "a@.b", "a@b@c", "a@..",
+    "name", ["", "nobody", "@", "a@", "@b", "../x@y", "../../server@y", "..@y/..", "/etc/x@y", "a@b/c", "a\\b@c",
+    "a b@c", ".a@b", "a@b\n", "a@b\0", "a@.b", "a@b@c", "a@..",
              "-x@y", "ä@b", "a" * 60 + "@b.org", "a@b;rm", "people/a@b"]
 )  # fmt: skip
 def test_a_name_that_cannot_be_a_folders_is_refused(changing, name):

@@ -87,6 +87,8 @@ class TrainingPlan(pydantic.BaseModel):
             raise ValueError(f"class_weights are {self.class_weights}; expected a number of at least 0 for each of {len(self.class_names)} classes")
         if len(set(self.class_names)) != len(self.class_names) or not all(map(_can_be_listed, (*self.hospitals, *self.class_names))):
             raise ValueError(f"hospitals are {self.hospitals}, class_names {self.class_names}; expected different words, without commas")
+        if self.encrypted and config.server_learning_rate != 1:
+            raise ValueError(f"server_learning_rate is {config.server_learning_rate:g} of an encrypted plan; the server adds what it cannot read: expected 1")
         if self.noise is not None and self.noise.steps * config.total_rounds > 1_000_000:
             raise ValueError(f"{config.total_rounds} rounds of {self.noise.steps} steps with noise; expected at most 1000000 steps in all")
         if self.min_hospitals > len(self.hospitals):
